@@ -1,0 +1,75 @@
+# Each verb sets itself up: a virtual environment in .venv with the locked, hashed dependencies. Needed beforehand:
+# make, and a python3 with venv and pip. `uv` is used instead of pip when it is on the PATH, because it is faster.
+
+PYTHON ?= python3
+UV ?= uv
+BIN := .venv/bin
+STAMP := .venv/.locked
+LOCK := requirements.lock.txt
+
+TABLE ?= 2
+DATASET ?= mnist
+PRESET ?= paper
+SEEDS ?= 5
+
+# make's variables as `key=value` arguments, left out where they are empty.
+arg = $(if $($(1)),$(2)=$($(1)))
+SELECTION = $(call arg,DATASET,dataset) $(call arg,PRESET,preset) $(call arg,SEEDS,seeds) \
+            $(call arg,MODEL,model) $(call arg,METHOD,method) $(call arg,ENGINE,engine)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint data reproduce tables status clean setup lock
+.DELETE_ON_ERROR:
+
+help: ## list the verbs
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(STAMP) ## five methods on real 8x8 digits, a table and a figure, in under 3 minutes; no data to download
+	@$(BIN)/python -m experiments.reproduce sweep=demo preset=demo seeds=1
+
+test: $(STAMP) ## all tests that need no cluster and no network
+	@$(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: $(STAMP) ## style, formatting and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+
+data: $(STAMP) ## import a data set once, checksummed: DATASET=mnist RAW=<folder with the original files>
+	@$(BIN)/python -m experiments.data $(call arg,DATASET,dataset) $(call arg,RAW,raw)
+
+reproduce: $(STAMP) ## run what is missing of a table, then print it: TABLE=2 DATASET=mnist PRESET=paper SEEDS=5 [MODEL= METHOD= ENGINE=]
+	@$(BIN)/python -m experiments.reproduce sweep=table$(TABLE) $(SELECTION)
+
+tables: $(STAMP) ## print ours beside published, from the records that exist
+	@$(BIN)/python -m analysis.tables
+
+status: $(STAMP) ## grid of cells: done, running, failed, missing
+	@$(BIN)/python -m experiments.status sweep=table$(TABLE) $(SELECTION)
+
+clean: ## remove caches and the virtual environment; never results or data
+	rm -rf .venv .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -not -path './results/*' -not -path './data/*' -prune -exec rm -rf {} +
+
+setup: $(STAMP)
+
+# The stamp is the last thing written: a set-up that fails anywhere leaves none, and the next verb starts it afresh.
+$(STAMP): $(LOCK)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: PJAX needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
+	  echo "       Name another one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "setting up .venv from $(LOCK) (once, about a minute)"
+	@set -e; if $(UV) --version >/dev/null 2>&1; then \
+	  $(UV) venv --quiet --clear --python "$$(command -v $(PYTHON))" .venv; \
+	  $(UV) pip sync --quiet --require-hashes --python $(BIN)/python $(LOCK); \
+	else \
+	  $(PYTHON) -m venv --clear .venv; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK); \
+	fi
+	@touch $@
+
+# Renew the lock after changing a dependency in pyproject.toml; needs uv. A change of the lock renews .venv by itself.
+lock:
+	$(UV) pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-annotate --no-emit-index-url \
+	  --python-version 3.11 --extra suite --extra dev pyproject.toml -o $(LOCK)
+	@! grep -n '://' $(LOCK) || { echo "error: $(LOCK) names a host" >&2; exit 1; }

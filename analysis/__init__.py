@@ -1,0 +1,1 @@
+"""Tables and figures from the records under ``results/``; reads nothing else and imports no engine and no harness."""

@@ -1,0 +1,210 @@
+"""Our records beside the paper's cells: one row per cell, engine, device and configuration."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+
+import pandas as pd
+
+from analysis.published import Published, PublishedCell
+
+PAPER_SEEDS = 5
+PAPER_PRESET = "paper"
+
+
+class CompareError(ValueError):
+    """Records that contradict each other; the message names their files."""
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Mean and sample standard deviation (``ddof=1``) of ``n`` runs; one run has no deviation."""
+
+    mean: float
+    std: float | None
+    n: int
+
+
+def stat(values: Sequence[float]) -> Stat:
+    """Returns the mean and the standard deviation with ``ddof=1`` of at least one value, in the values' unit."""
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return Stat(mean=statistics.fmean(values), std=std, n=len(values))
+
+
+@dataclass(frozen=True)
+class Ours:
+    """Our runs of one cell: same engine, device, data and configuration, different seeds.
+
+    Accuracies in percent, ``steps_k`` in thousands of steps to 99 % of the best validation accuracy, ``time_s`` the
+    seconds to get there. ``ms_per_step`` is the paper's definition of time per step, ``device_ms`` the device time and
+    ``end_to_end_ms`` the whole training loop, all in milliseconds. ``sgd_ratio`` and ``device_sgd_ratio`` divide
+    ``ms_per_step`` and ``device_ms`` by SGD's on the same architecture, data and device.
+    """
+
+    engine: str | None
+    device: str
+    subset: bool
+    n_train: int
+    config_digest: str
+    data_sha256: str
+    seeds: tuple[int, ...]
+    cut: int  # runs that ended at the step limit, which the paper does not have
+    accuracy: Stat
+    train_accuracy: Stat
+    steps_k: Stat
+    time_s: Stat
+    ms_per_step: Stat
+    device_ms: Stat
+    end_to_end_ms: Stat
+    accuracy_difference: float
+    sgd_ratio: float | None = None
+    device_sgd_ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: the paper's cell, SGD's share of its time per step, and ours (None: no record)."""
+
+    published: PublishedCell
+    published_sgd_ratio: float
+    ours: Ours | None
+    # True where the cell has runs of more than one configuration, which then need their digest to be told apart.
+    ambiguous: bool = False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows in the paper's order, the devices behind them, and how many records were left out for which reason."""
+
+    rows: tuple[Row, ...]
+    devices: tuple[str, ...]
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> int:
+        """Number of cells without a record of the engine that the paper's tables use."""
+        return self.cells - len({_cell_key(r.published) for r in self.rows if r.ours and r.ours.engine != "exact"})
+
+    @property
+    def cells(self) -> int:
+        """Number of the paper's cells among the rows."""
+        return len({_cell_key(row.published) for row in self.rows})
+
+
+def compare(records: pd.DataFrame, published: Published, table: int, dataset: str | None = None) -> Comparison:
+    """Puts the records of ``load_records`` beside the paper's cells of one table, or of one data set of it.
+
+    Only records of preset ``paper``, with the paper's protocol and the table's engine (or ``exact``, as extra rows),
+    enter; ``left_out`` counts the rest. Runs of different devices, data or configurations are never averaged together:
+    each has its own row.
+
+    Raises CompareError, naming the files, when one seed was run twice in one configuration.
+    """
+    left_out = _reasons_left_out(records, published)
+    enters = pd.Series([reason is None for reason in left_out], index=records.index, dtype=bool)
+    groups = _groups(records.loc[enters])
+    cells = [c for c in published.cells if c.table == table and dataset in (None, c.dataset)]
+    sgd_ms = {_cell_key(c)[:2]: c.ms_per_step[0] for c in published.cells if c.method == "sgd"}
+    rows: list[Row] = []
+    for cell in cells:
+        ratio = cell.ms_per_step[0] / sgd_ms[(cell.dataset, cell.model)]
+        baselines = [_ours(g, cell) for g in groups.get((cell.dataset, cell.model, "sgd"), [])]
+        ours = [_with_ratios(_ours(g, cell), baselines) for g in groups.get(_cell_key(cell), [])]
+        ours.sort(key=lambda o: (o.engine == "exact", o.device, o.subset, o.config_digest))
+        # A cell with an ablation only still shows that the row of the paper's own operators is missing.
+        if all(o.engine == "exact" for o in ours):
+            rows.append(Row(cell, ratio, None))
+        variants = Counter((o.engine, o.device, o.subset) for o in ours)
+        rows.extend(Row(cell, ratio, o, variants[(o.engine, o.device, o.subset)] > 1) for o in ours)
+    devices = sorted({row.ours.device for row in rows if row.ours})
+    counts = Counter(reason for reason in left_out if reason is not None)
+    return Comparison(tuple(rows), tuple(devices), dict(sorted(counts.items())))
+
+
+def _cell_key(cell: PublishedCell) -> tuple[str, str, str]:
+    return cell.dataset, cell.model, cell.method
+
+
+def _reasons_left_out(records: pd.DataFrame, published: Published) -> list[str | None]:
+    known = {_cell_key(cell) for cell in published.cells}
+    reasons: list[str | None] = []
+    for record in records.to_dict("records"):
+        cell = (record["dataset"], record["model"], record["method"])
+        engines = (None,) if record["method"] in ("sgd", "adam") else ("published", "exact")
+        engine = record["engine"] if isinstance(record["engine"], str) else None
+        if record["preset"] != PAPER_PRESET:
+            reasons.append(f"preset {record['preset']}")
+        elif cell not in known:
+            reasons.append(f"{'/'.join(cell)} is not a cell of the paper")
+        elif engine not in engines:
+            reasons.append(f"{cell[2]} with engine {engine}")
+        elif changed := _changed(record["protocol"], published.protocol):
+            reasons.append(f"preset {PAPER_PRESET} with {changed}")
+        else:
+            reasons.append(None)
+    return reasons
+
+
+def _changed(protocol: str, paper: dict[str, float]) -> str:
+    # A preset is a name; one option on the command line changes what it stands for.
+    ours: dict[str, object] = json.loads(protocol)
+    return ", ".join(f"{key} {ours[key]}" for key in paper if key in ours and ours[key] != paper[key])
+
+
+def _groups(records: pd.DataFrame) -> dict[Hashable, list[pd.DataFrame]]:
+    groups: dict[Hashable, list[pd.DataFrame]] = {}
+    variant = ["engine", "device", "subset", "data_sha256", "config_digest"]
+    for key, runs in records.groupby(["dataset", "model", "method"], sort=True):
+        groups[key] = [group for _, group in runs.groupby(variant, sort=True, dropna=False)]
+    for group in (group for variants in groups.values() for group in variants):
+        twice = group[group["seed"].duplicated(keep=False)]
+        if len(twice):
+            raise CompareError(f"one seed was run twice in one configuration: {', '.join(twice['path'])}")
+    return groups
+
+
+def _ours(group: pd.DataFrame, cell: PublishedCell) -> Ours:
+    def of(column: str, scale: float = 1.0) -> Stat:
+        return stat([scale * value for value in ordered[column].tolist()])
+
+    ordered = group.sort_values("seed")
+    first = ordered.iloc[0]
+    accuracy = of("test_accuracy", 100.0)
+    return Ours(
+        engine=first["engine"] if isinstance(first["engine"], str) else None,
+        device=first["device"],
+        subset=bool(first["subset"]),
+        n_train=int(first["n_train"]),
+        config_digest=first["config_digest"],
+        data_sha256=first["data_sha256"],
+        cut=sum(reason != "patience" for reason in ordered["stopped_by"]),
+        seeds=tuple(int(seed) for seed in ordered["seed"]),
+        accuracy=accuracy,
+        train_accuracy=of("train_accuracy", 100.0),
+        steps_k=of("steps_to_99", 1e-3),
+        time_s=of("time_to_99_s"),
+        ms_per_step=of("published_ms_per_step"),
+        device_ms=of("device_ms_per_step"),
+        end_to_end_ms=of("end_to_end_ms_per_step"),
+        accuracy_difference=accuracy.mean - cell.accuracy[0],
+    )
+
+
+def _with_ratios(ours: Ours, baselines: Sequence[Ours]) -> Ours:
+    same = [b for b in baselines if (b.device, b.data_sha256) == (ours.device, ours.data_sha256)]
+    # Two SGD configurations on one device leave no single time to divide by.
+    if len(same) != 1:
+        return ours
+    return replace(
+        ours,
+        sgd_ratio=_ratio(ours.ms_per_step, same[0].ms_per_step),
+        device_sgd_ratio=_ratio(ours.device_ms, same[0].device_ms),
+    )
+
+
+def _ratio(time: Stat, baseline: Stat) -> float | None:
+    return time.mean / baseline.mean if baseline.mean > 0 else None

@@ -1,0 +1,62 @@
+"""The one place with the names, colours, line styles, markers and order of methods, data sets and models."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MethodStyle:
+    """How a method looks in every table and figure; ``linestyle`` and ``marker`` tell it apart without colour."""
+
+    label: str
+    color: str
+    linestyle: str | tuple[int, tuple[float, ...]]
+    marker: str
+
+
+# Okabe and Ito's palette; in grey some are alike, so lines and markers differ too. This order holds everywhere.
+METHODS: dict[str, MethodStyle] = {
+    "sgd": MethodStyle("SGD", "#000000", (0, (1, 1)), "o"),
+    "adam": MethodStyle("Adam", "#E69F00", (0, (5, 1.5)), "s"),
+    "dr": MethodStyle("DR", "#0072B2", "-", "^"),
+    "ap": MethodStyle("AP", "#D55E00", (0, (4, 1, 1, 1)), "D"),
+    "cp": MethodStyle("CP", "#009E73", (0, (3, 1, 1, 1, 1, 1)), "v"),
+}
+
+_DATASETS: dict[str, str] = {
+    "mnist": "MNIST",
+    "cifar10": "CIFAR-10",
+    "higgs": "HIGGS",
+    "shakespeare": "Shakespeare",
+    "digits": "Digits 8x8",
+}
+
+
+def method_style(method: str) -> MethodStyle:
+    """Returns the style of a method; a KeyError names the known methods and this file."""
+    if method not in METHODS:
+        known = ", ".join(METHODS)
+        raise KeyError(f"no style for method '{method}' (known: {known}); add it to analysis/style.py")
+    return METHODS[method]
+
+
+def method_label(method: str, engine: str | None) -> str:
+    """Returns the display name, with the operator set behind it where it is not the paper's."""
+    label = method_style(method).label
+    return label if engine in (None, "published") else f"{label} ({engine})"
+
+
+def dataset_label(dataset: str) -> str:
+    """Returns the display name of a data set, or the name itself for one that the paper does not use."""
+    return _DATASETS.get(dataset, dataset)
+
+
+def model_label(model: str) -> str:
+    """Returns the paper's name of an architecture: ``mlp_4x128_skip`` becomes ``4 x 128 + Skip``."""
+    match = re.fullmatch(r"[a-z]+_(\d+)x(\d+)(_skip)?", model)
+    if match is None:
+        return model
+    depth, width, skip = match.groups()
+    return f"{depth} x {width}" + (" + Skip" if skip else "")

@@ -1,0 +1,1 @@
+"""The paper's architectures in Flax and its gradient baselines in Optax."""

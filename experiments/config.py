@@ -1,0 +1,260 @@
+"""Typed configuration: what a run is, which keys exist, and how choices on the command line become one.
+
+The YAML files in `conf/` hold the values; the dataclasses here hold the keys and types. This module imports no JAX, so
+that `--help` and wrong arguments are answered at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+ROOT = Path(__file__).resolve().parent.parent
+CONF = ROOT / "conf"
+GROUPS = ("dataset", "model", "method", "engine", "protocol", "preset")
+
+
+class UsageError(Exception):
+    """A request that cannot be carried out as asked; the message says what was wrong, where, and what to do."""
+
+
+@dataclass
+class DatasetConfig:
+    """A data set; `test_fraction` is None where there is an official test split."""
+
+    name: str = MISSING
+    num_classes: int = MISSING
+    test_fraction: float | None = MISSING
+
+
+@dataclass
+class ModelConfig:
+    """A multilayer perceptron: widths of the hidden layers, and whether the last layer reads all of them."""
+
+    name: str = MISSING
+    hidden: list[int] = MISSING
+    skip: bool = MISSING
+
+
+@dataclass
+class MethodConfig:
+    """What every training method has: `output_bias` decides about the bias of the network's last layer."""
+
+    name: str = MISSING
+    output_bias: bool = MISSING
+
+
+@dataclass
+class GradientConfig(MethodConfig):
+    """A gradient method from Optax."""
+
+    learning_rate: float = MISSING
+
+
+@dataclass
+class ProjectionConfig(MethodConfig):
+    """A projection method of `pjax_core.optim`; one update is `steps_per_update` counted steps."""
+
+    steps_per_update: int = MISSING
+    relaxation: float | None = MISSING
+    representation: str = MISSING
+
+
+@dataclass
+class EngineConfig:
+    """Which projection operators; means nothing to gradient methods."""
+
+    name: str = MISSING
+    prox_lambda: float = MISSING
+
+
+@dataclass
+class ProtocolConfig:
+    """Batches, evaluation and stopping; `evaluate_every` and `max_steps` are in counted steps."""
+
+    name: str = MISSING
+    batch_size: int = MISSING
+    validation_fraction: float = MISSING
+    evaluate_every: int = MISSING
+    patience: int = MISSING
+    max_steps: int = MISSING
+
+
+@dataclass
+class PresetConfig:
+    """A named set of differences; recorded with a run, no part of its identity."""
+
+    name: str = MISSING
+
+
+@dataclass
+class PathsConfig:
+    """Folders, relative to the repository's root or absolute; no part of a run's identity."""
+
+    results: str = MISSING
+    data: str = MISSING
+
+
+@dataclass
+class RunConfig:
+    """One run."""
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+    preset: PresetConfig = field(default_factory=PresetConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    seed: int = MISSING
+    retry_failed: bool = MISSING
+
+    @property
+    def results_dir(self) -> Path:
+        """The folder that holds the run folders."""
+        return ROOT / self.paths.results
+
+    @property
+    def data_dir(self) -> Path:
+        """The folder that holds the prepared data sets."""
+        return ROOT / self.paths.data
+
+
+def register_schemas() -> None:
+    """Tell Hydra the schemas that the files in `conf/` are checked against."""
+    store = ConfigStore.instance()
+    store.store(name="run_schema", node=RunConfig)
+    store.store(group="schema", name="gradient", node=GradientConfig)
+    store.store(group="schema", name="projection", node=ProjectionConfig)
+
+
+def to_run_config(cfg: DictConfig) -> RunConfig:
+    """The typed, validated form of a composed configuration.
+
+    Raises:
+        UsageError: a value is out of its range or two values contradict each other.
+    """
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, RunConfig)
+    _validate(config)
+    return config
+
+
+def _validate(config: RunConfig) -> None:
+    protocol, method = config.protocol, config.method
+    steps = method.steps_per_update if isinstance(method, ProjectionConfig) else 1
+    checks = [
+        (config.seed >= 0, f"seed={config.seed} is negative"),
+        (protocol.batch_size > 0, f"protocol.batch_size={protocol.batch_size} is not positive"),
+        (
+            0 < protocol.validation_fraction < 1,
+            f"protocol.validation_fraction={protocol.validation_fraction} is not between 0 and 1",
+        ),
+        (protocol.patience > 0, f"protocol.patience={protocol.patience} is not positive"),
+        (steps > 0, f"method.steps_per_update={steps} is not positive"),
+        (
+            protocol.evaluate_every > 0 and steps > 0 and protocol.evaluate_every % steps == 0,
+            f"protocol.evaluate_every={protocol.evaluate_every} is no multiple of method.steps_per_update={steps}",
+        ),
+        (
+            protocol.max_steps > 0
+            and protocol.evaluate_every > 0
+            and protocol.max_steps % protocol.evaluate_every == 0,
+            f"protocol.max_steps={protocol.max_steps} is no multiple of "
+            f"protocol.evaluate_every={protocol.evaluate_every}",
+        ),
+        (len(config.model.hidden) > 0, "model.hidden is empty"),
+    ]
+    for holds, message in checks:
+        if not holds:
+            raise UsageError(message)
+
+
+def compose_run(overrides: Sequence[str]) -> RunConfig:
+    """The run that `python -m experiments.run <overrides>` would do.
+
+    Raises:
+        UsageError: an unknown choice, key or value; the message lists the known ones.
+    """
+    register_schemas()
+    check_keys(overrides)
+    try:
+        if GlobalHydra.instance().is_initialized():
+            return to_run_config(compose(config_name="config", overrides=list(overrides)))
+        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+            return to_run_config(compose(config_name="config", overrides=list(overrides)))
+    except HydraException as error:
+        raise UsageError(_explain(error)) from error
+
+
+def _explain(error: HydraException) -> str:
+    """Hydra's message with its cause, which it keeps to itself, and without its search path, which helps nobody."""
+    message = str(error).partition("Config search path:")[0].rstrip()
+    if message.startswith("Could not override"):
+        # The key exists, but for another choice of its group: Hydra's hint to append it with + would mislead.
+        return message.partition("\n")[0] + " The choice made for its group has no such key."
+    cause = str(error.__cause__).partition("\n")[0] if error.__cause__ else ""
+    return f"{message}: {cause}" if cause else message
+
+
+def known_keys(schema: type = RunConfig, prefix: str = "") -> Iterator[str]:
+    """All keys that can be set on the command line, dotted, groups included."""
+    hints = get_type_hints(schema)
+    for item in dataclasses.fields(schema):
+        key, kind = prefix + item.name, hints[item.name]
+        if not dataclasses.is_dataclass(kind):
+            yield key
+            continue
+        if key in GROUPS:
+            yield key
+        nested = {name for sub in (kind, *kind.__subclasses__()) for name in known_keys(sub, key + ".")}  # type: ignore[arg-type]
+        yield from sorted(nested)
+
+
+def check_keys(overrides: Iterable[str]) -> None:
+    """Reject keys that no run has, before Hydra does so without naming those that exist.
+
+    Raises:
+        UsageError: an override without `=`, or an unknown key; the message lists the known keys.
+    """
+    known = set(known_keys())
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        key = key.lstrip("+~")
+        if not equals:
+            raise UsageError(f"'{override}' is not of the form key=value")
+        if key == "sweep" and not override.startswith("+"):
+            raise UsageError(f"a sweep is added: write +{override}, together with -m")
+        if key == "sweep" or key.startswith(("hydra.", "hydra/")):
+            continue
+        if key not in known:
+            raise UsageError(f"unknown key '{key}'. Known keys:\n  " + "\n  ".join(sorted(known)))
+
+
+def choices(group: str) -> list[str]:
+    """The names that a group can be set to: the files of `conf/<group>/`."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def sweep_params(name: str) -> dict[str, list[str]]:
+    """The axes of a sweep and their values, in the order of the file.
+
+    Args:
+        name: a file of `conf/sweep/`, without its ending.
+
+    Raises:
+        UsageError: there is no such sweep; the message lists those there are.
+    """
+    if name not in choices("sweep"):
+        raise UsageError(f"unknown sweep '{name}'. Known sweeps: {', '.join(choices('sweep'))}")
+    params: Any = OmegaConf.to_container(OmegaConf.load(CONF / "sweep" / f"{name}.yaml"))
+    return {key: str(values).split(",") for key, values in params["hydra"]["sweeper"]["params"].items()}

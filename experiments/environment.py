@@ -1,0 +1,54 @@
+"""Where a run ran: versions and hardware, without names of machines or their folders."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from experiments.config import ROOT
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "hydra-core", "scikit-learn")
+
+
+def describe() -> dict[str, Any]:
+    """Commit, versions and devices."""
+    import jax
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cpu = f"{_cpu_model() or platform.machine()}, {cores} cores"
+    devices = jax.devices()
+    # Results are written into the repository, so they must not make it dirty.
+    changes = _git("status", "--porcelain", "--", ".", ":!results")
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": None if changes is None else bool(changes),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "system": platform.system(),
+        "cpu": cpu,
+        "backend": jax.default_backend(),
+        # In words, as the tables print it; JAX itself only says "cpu" of a processor.
+        "device": cpu if devices[0].platform == "cpu" else f"{len(devices)} x {devices[0].device_kind}",
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of a git command, None outside a repository, before its first commit, or without git."""
+    try:
+        result = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip()
+
+
+def _cpu_model() -> str | None:
+    """The processor's name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)

@@ -1,0 +1,60 @@
+"""One run: `python -m experiments.run dataset=mnist model=mlp_4x128_skip method=dr seed=0`.
+
+Several, one after the other: `python -m experiments.run -m +sweep=table2 'seed=range(5)'`. A failing run stops
+no other.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from experiments.config import UsageError, check_keys, compose_run, register_schemas, to_run_config
+
+_errors: list[str] = []
+"""What went wrong in the runs of this process, so that the last lines can say so."""
+
+
+def _run(cfg: DictConfig) -> None:
+    from experiments.progress import RunProgress, describe_record
+    from experiments.records import run_id
+    from experiments.runner import RunBusy, RunFailed, execute
+
+    try:
+        config = to_run_config(cfg)
+        with RunProgress(1) as progress:
+            progress.start(config)
+            record = execute(config, HydraConfig.get().overrides.task, progress.event)
+            progress.end(f"{run_id(config)} is finished: nothing to do" if record is None else describe_record(record))
+    except (UsageError, RunBusy, RunFailed) as error:
+        # Hydra would end a sweep with the first error's traceback; ours names every one.
+        _errors.append(str(error))
+
+
+def main() -> int:
+    """Command line; returns the exit status."""
+    register_schemas()
+    flags = [argument for argument in sys.argv[1:] if argument.startswith("-")]
+    overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+    try:
+        if flags:
+            check_keys(overrides)
+        else:
+            # Composed once more below; here for messages that name the choices.
+            compose_run(overrides)
+        hydra.main(version_base="1.3", config_path="../conf", config_name="config")(_run)()
+    except UsageError as error:
+        _errors.append(str(error))
+    except KeyboardInterrupt:
+        print("interrupted; the same command starts this run again and skips finished ones", file=sys.stderr)
+        return 130
+    for message in _errors:
+        print(f"error: {message}", file=sys.stderr)
+    return 1 if _errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

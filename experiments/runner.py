@@ -1,0 +1,207 @@
+"""A run as a folder: who owns it, whether it is finished, what is left when it fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import traceback
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from experiments.config import ROOT, RunConfig, UsageError
+from experiments.records import (
+    SCHEMA_VERSION,
+    DataInfo,
+    Event,
+    Record,
+    cell_of,
+    run_id,
+    scientific_config,
+    write_json,
+    write_record,
+)
+
+
+class Status(Enum):
+    """What the folder of a run says."""
+
+    DONE = "done"
+    RUNNING = "running"
+    FAILED = "failed"
+    MISSING = "missing"
+
+
+class RunFailed(Exception):
+    """A run ended by an error, which its `FAILED.json` describes."""
+
+
+class RunBusy(Exception):
+    """Another process works on the run."""
+
+
+def folder_of(config: RunConfig) -> Path:
+    """The run's folder, there or not."""
+    return config.results_dir / run_id(config)
+
+
+def status_of(config: RunConfig) -> Status:
+    """Whether a run is finished, being worked on, failed, or yet to do (never started, or cut)."""
+    folder = folder_of(config)
+    if (folder / "record.json").exists():
+        return Status.DONE
+    if folder.exists() and _is_locked(folder):
+        return Status.RUNNING
+    return Status.FAILED if (folder / "FAILED.json").exists() else Status.MISSING
+
+
+def relative(path: Path) -> str:
+    """A path as people and files should see it: from the repository's root where it lies in there."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def execute(config: RunConfig, overrides: Sequence[str], on_event: Callable[[Event], None]) -> Record | None:
+    """Do one run, unless it is finished already.
+
+    Args:
+        config: the run.
+        overrides: the command-line arguments it was composed from, for its `command.sh`.
+        on_event: called after each evaluation.
+
+    Returns:
+        The record, or None if the run was finished before.
+
+    Raises:
+        UsageError: the configuration is impossible or the data are missing; the run is not marked as failed.
+        RunFailed: the run failed now, or did before and `retry_failed` is not set.
+        RunBusy: another process has the run.
+    """
+    folder = folder_of(config)
+    if status_of(config) is Status.DONE:
+        return None
+    # Missing data are found before anything compiles, and are no failure of the run.
+    from experiments.data import load
+
+    data = load(config.dataset, config.data_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "run.lock", timeout=0):
+            # Another process may have ended the run between the first look and the lock.
+            status = _settled(folder)
+            if status is Status.DONE:
+                return None
+            if status is Status.FAILED and not config.retry_failed:
+                raise RunFailed(_earlier_failure(folder))
+            return _run(folder, config, data, overrides, on_event)
+    except Timeout as error:
+        raise RunBusy(f"{folder.name} is being worked on by another process") from error
+
+
+def _settled(folder: Path) -> Status:
+    if (folder / "record.json").exists():
+        return Status.DONE
+    return Status.FAILED if (folder / "FAILED.json").exists() else Status.MISSING
+
+
+def _is_locked(folder: Path) -> bool:
+    lock = folder / "run.lock"
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _earlier_failure(folder: Path) -> str:
+    failure = json.loads((folder / "FAILED.json").read_text())
+    return (
+        f"{folder.name} failed earlier at step {failure['step']} ({failure['type']}: {failure['message']}); "
+        "to try it again add retry_failed=true"
+    )
+
+
+def _run(
+    folder: Path, config: RunConfig, data: Any, overrides: Sequence[str], on_event: Callable[[Event], None]
+) -> Record:
+    # JAX is imported late, so that skipping finished runs is quick.
+    from experiments.environment import describe
+    from experiments.training import train
+
+    started = _now()
+    environment = describe()
+    (folder / "FAILED.json").unlink(missing_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(scientific_config(config), sort_keys=False))
+    write_json(folder / "environment.json", environment)
+    _write_command(folder / "command.sh", overrides)
+    step = 0
+    # A cut run starts over: its events so far are dropped.
+    with (folder / "events.jsonl").open("w") as events:
+
+        def note(event: Event) -> None:
+            nonlocal step
+            step = event.step
+            events.write(json.dumps(dataclasses.asdict(event)) + "\n")
+            events.flush()
+            on_event(event)
+
+        try:
+            outcome = train(config, data, note)
+            record = Record(
+                schema_version=SCHEMA_VERSION,
+                run_id=folder.name,
+                cell=cell_of(config),
+                seed=config.seed,
+                preset=config.preset.name,
+                config=scientific_config(config),
+                metrics=outcome.metrics,
+                clocks=outcome.clocks,
+                parameters=outcome.parameters,
+                data=DataInfo(
+                    data.name, outcome.n_train, outcome.n_validation, outcome.n_test, data.sha256, data.subset
+                ),
+                started=started,
+                finished=_now(),
+                environment=environment,
+            )
+            write_record(folder, record)
+        except UsageError:
+            raise
+        except Exception as error:
+            failed_at = getattr(error, "step", step)
+            write_json(folder / "FAILED.json", _failure(error, failed_at))
+            message = f"{folder.name} failed at step {failed_at}: {type(error).__name__}: {error}"
+            raise RunFailed(f"{message} ({relative(folder / 'FAILED.json')})") from error
+    return record
+
+
+def _failure(error: Exception, step: int) -> dict[str, Any]:
+    text = "".join(traceback.format_exception(error))
+    return {
+        "type": type(error).__name__,
+        "message": str(error),
+        "step": step,
+        "time": _now(),
+        "traceback": text.replace(f"{ROOT}/", ""),
+    }
+
+
+def _write_command(path: Path, overrides: Sequence[str]) -> None:
+    """The command that does this run, without the folders of the machine it ran on."""
+    kept = [
+        override for override in overrides if not override.startswith(("paths.", "retry_failed", "hydra.", "+sweep"))
+    ]
+    command = shlex.join(["python", "-m", "experiments.run", *kept])
+    path.write_text(f"#!/bin/sh\n# From the repository's root, in the environment of `make setup`.\n{command}\n")
+    path.chmod(0o755)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,21 @@
+"""PJAX: projection as a JAX transformation. Training as a feasibility problem, traced from plain JAX."""
+
+from pjax_core import nn, optim
+from pjax_core.graph import Graph
+from pjax_core.operators import EXACT, PUBLISHED, Operators
+from pjax_core.rules import defbilinear, defloss, defproj, defshape
+from pjax_core.trace import trace
+
+__all__ = [
+    "EXACT",
+    "PUBLISHED",
+    "Graph",
+    "Operators",
+    "defbilinear",
+    "defloss",
+    "defproj",
+    "defshape",
+    "nn",
+    "optim",
+    "trace",
+]

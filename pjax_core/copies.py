@@ -1,0 +1,389 @@
+"""Three ways to hold the copies that one constraint keeps of its operands (its incoming edges).
+
+====================  ===============================  ==============================================
+class                 holds                            exact for
+====================  ===============================  ==============================================
+:class:`Edges`        every copy                       every method; the oracle of the other two
+:class:`Consensus`    the operands, or after the       alternating and cyclic projections, where all
+                      node's projection their sums     copies agree whenever the node projects
+:class:`History`      the last consensus values, with  methods that combine projections linearly
+                      one coefficient pair per output  (Douglas-Rachford); a window makes it cheap
+====================  ===============================  ==============================================
+
+All have the verbs ``uniform`` (all copies equal), ``sums`` (over the copies of each operand element),
+``project``, and, where copies can differ, ``combine`` (linear combinations).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from pjax_core import projections, rules
+from pjax_core.bilinear import Dots, Split, projection_factor, split_product, split_sum
+from pjax_core.graph import Node
+from pjax_core.operators import Operators
+
+Operands = tuple[Array, ...]
+
+
+def _project_rule(
+    node: Node, operands: Operands, target: Array | None, weight: ArrayLike, operators: Operators
+) -> tuple[Operands, Array | None]:
+    """Apply the rule of a constraint or loss whose operand elements are one edge each."""
+    assert node.primitive is not None
+    table = rules.loss_rules if node.kind == "loss" else rules.projection_rules
+    return table[node.primitive](operands, target, weight, operators, **dict(node.params))
+
+
+class Edges:
+    """Every copy of every operand: a tuple of arrays, O(edges) memory."""
+
+    def __init__(self, node: Node, operators: Operators) -> None:
+        self._node, self._operators = node, operators
+        self._dots = Dots(node) if node.primitive in rules.bilinear_rules else None
+
+    def uniform(self, operands: Operands) -> Operands:
+        """Give every copy the operand's value."""
+        return self._dots.expand(*operands) if self._dots else operands
+
+    def overwrite(self, z: Operands, position: int, mask: Array, operand: Array) -> Operands:
+        """Replace the copies of the operand elements where ``mask`` (0/1, operand's shape) is 1."""
+        filler = [jnp.zeros(o.shape, o.dtype) for o in self._node.operands]
+        masks, news = list(filler), list(filler)
+        masks[position], news[position] = mask, operand
+        chosen, new = self.uniform(tuple(masks))[position], self.uniform(tuple(news))[position]
+        return tuple(jnp.where(chosen > 0, new, old) if i == position else old for i, old in enumerate(z))
+
+    def sums(self, z: Operands, position: int) -> Array:
+        """Sum over the copies of each element of an operand."""
+        return self._dots.contract((z[0], z[1]))[position] if self._dots else z[position]
+
+    def project(self, z: Operands, target: Array | None, weight: ArrayLike) -> tuple[Array | None, Operands]:
+        """Project the copies and the output's target onto the node's graph."""
+        if self._dots is None or target is None:
+            projected, output = _project_rule(self._node, z, target, weight, self._operators)
+            return output, projected
+        x, w, output = projections.project_dot(z[0], z[1], target, weight, self._operators)
+        return output, (x, w)
+
+    def combine(self, terms: Sequence[tuple[float, Operands]]) -> Operands:
+        """Sum of scalars times copies."""
+        scaled = [jax.tree.map(lambda a, c=c: c * a, z) for c, z in terms]
+        return jax.tree.map(lambda *arrays: sum(arrays[1:], arrays[0]), *scaled)
+
+    def settle(self, z: Operands) -> Operands:
+        """Make the state ready for the next step: nothing to do."""
+        return z
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ConsensusState:
+    """What is live of a node's copies when all of them agree or are about to be averaged.
+
+    Attributes:
+        values: per operand its value where producers have written it since the node last projected.
+        sums: per operand the sums over the copies that the node's projection left; ``None`` when no
+            producer still has to read them.
+        pending: per operand the producers that have not read the sums yet.
+    """
+
+    values: tuple[Array | None, ...]
+    sums: tuple[Array | None, ...]
+    pending: tuple[frozenset[int], ...] = dataclasses.field(metadata={"static": True})
+
+
+class Consensus:
+    """Copies that agree whenever their node projects: O(nodes + parameters) memory.
+
+    Exact for methods that project every node once a cycle: between two projections of a node each of its
+    producers projects exactly once and makes its copies equal.
+    """
+
+    def __init__(self, node: Node, operators: Operators, fixed: frozenset[int]) -> None:
+        """``fixed`` are the constants: they restore their copies, so nobody reads the sums."""
+        self._node, self._operators = node, operators
+        self._dots = Dots(node) if node.primitive in rules.bilinear_rules else None
+        self._readers = tuple(frozenset(o.producers) - fixed for o in node.operands)
+
+    def _count(self, position: int) -> Array | int:
+        return self._dots.counts(position) if self._dots else 1
+
+    def start(self, written: Operands, operands: Operands, pending: tuple[frozenset[int], ...]) -> ConsensusState:
+        """State in the middle of a cycle of a network at rest.
+
+        Args:
+            written: the operands with zeros where their producers have yet to read this node's sums.
+            operands: the operands.
+            pending: those producers.
+        """
+        live = tuple(p & readers for p, readers in zip(pending, self._readers, strict=True))
+        return ConsensusState(
+            tuple(
+                None if set(o.producers) <= p else w
+                for w, o, p in zip(written, self._node.operands, pending, strict=True)
+            ),
+            tuple(x * self._count(i) if p else None for i, (x, p) in enumerate(zip(operands, live, strict=True))),
+            pending,
+        )
+
+    def write(self, z: ConsensusState, position: int, written: frozenset[int], operand: Array) -> ConsensusState:
+        """Producers ``written`` project: ``operand`` is their part of it, zero elsewhere."""
+        values, sums, pending = list(z.values), list(z.sums), list(z.pending)
+        before = values[position]
+        values[position] = operand if before is None else before + operand
+        pending[position] = pending[position] - written
+        if not pending[position] & self._readers[position]:
+            sums[position] = None
+        return ConsensusState(tuple(values), tuple(sums), tuple(pending))
+
+    def sums(self, z: ConsensusState, position: int) -> Array:
+        """Sum over the copies of each element of an operand."""
+        sums, value = z.sums[position], z.values[position]
+        if sums is not None:
+            return sums
+        assert value is not None
+        return value * self._count(position)
+
+    def project(
+        self, z: ConsensusState, target: Array | None, weight: ArrayLike
+    ) -> tuple[Array | None, ConsensusState]:
+        """Project; the copies that come out are kept as sums."""
+        operands = tuple(v for v in z.values if v is not None)
+        assert len(operands) == len(z.values), "a node projects after all its producers"
+        if self._dots is None or target is None:
+            projected, output = _project_rule(self._node, operands, target, weight, self._operators)
+        else:
+            x, w = operands
+            root = projections.dot_root(
+                self._dots.product(x, w),
+                self._dots.norm((x, w), (x, w)),
+                target,
+                weight,
+                self._operators,
+            )
+            factor = projection_factor(root)
+            projected = tuple(self._dots.sums(factor, (x, w), i) if self._readers[i] else None for i in (0, 1))
+            output = target - root / weight
+        sums = tuple(s if readers else None for s, readers in zip(projected, self._readers, strict=True))
+        pending = tuple(frozenset(o.producers) for o in self._node.operands)
+        return output, ConsensusState((None,) * len(operands), sums, pending)
+
+
+Pair = tuple[Array, Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class HistoryState:
+    """Copies as combinations of past consensus values (slots, oldest first).
+
+    Attributes:
+        slots: the consensus values ``(x, w)``. An operand that is constant is ``None``.
+        fixed: the operand that is constant, else ``None``.
+        coefficients: split-complex, arrays ``(slots, *output)``.
+        gram: split-complex inner products of the slots, arrays ``(slots, slots, *output)``.
+        folded: largest |coefficient| that has been moved to a neighbouring slot.
+    """
+
+    slots: tuple[tuple[Array | None, Array | None], ...]
+    fixed: tuple[Array | None, Array | None]
+    coefficients: Pair
+    gram: Pair
+    folded: Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Uniform:
+    """Copies that are all equal; compared by identity."""
+
+    operands: Pair
+
+
+@dataclasses.dataclass(frozen=True)
+class _Combination:
+    """``factor * past + sum of coefficients * uniform``, split-complex numbers per output."""
+
+    past: HistoryState | None
+    factor: Split
+    new: dict[_Uniform, Split]
+
+
+class History:
+    """A bilinear node's copies as combinations of past consensus values: O(window (nodes + parameters)).
+
+    A projection multiplies the copies by a split-complex number per output
+    (:func:`~pjax_core.bilinear.projection_factor`) and a consensus adds a uniform term, so every linear
+    method stays within such combinations. Exact while the window holds the whole past; otherwise the
+    oldest coefficient is added to the next-oldest slot, an error of |coefficient| times the change of the
+    consensus between the two. Either way the state is some set of copies, and its inner products are
+    those copies' own: folding makes an error, never an impossible state.
+    """
+
+    def __init__(self, node: Node, operators: Operators, window: int, fixed: tuple[bool, bool]) -> None:
+        self._operators, self._window, self._fixed = operators, window, fixed
+        self._shape, self._dtype = node.shape, node.dtype
+        self._dots = Dots(node)
+
+    def _full(self, number: Split) -> Pair:
+        a, d = (jnp.broadcast_to(c, self._shape).astype(self._dtype) for c in number)
+        return a, d
+
+    def uniform(self, operands: Operands) -> _Combination:
+        """Give every copy the operand's value."""
+        x, w = operands
+        return _Combination(None, (0.0, 0.0), {_Uniform((x, w)): (1.0, 0.0)})
+
+    def start(self, operands: Operands) -> HistoryState:
+        """State of a network at rest, with as many slots as the window so that its shape is steady."""
+        x, w = operands
+        inner = self._inner((x, w), (x, w), None)
+        weights = jnp.zeros((self._window, *self._shape), self._dtype)
+        a, d = (jnp.broadcast_to(c, (self._window, self._window, *self._shape)) for c in self._full(inner))
+        return HistoryState(
+            ((None if self._fixed[0] else x, None if self._fixed[1] else w),) * self._window,
+            (x if self._fixed[0] else None, w if self._fixed[1] else None),
+            (weights.at[-1].set(1), weights),
+            (a, d),
+            jnp.zeros((), self._dtype),
+        )
+
+    def _slots(self, past: HistoryState) -> list[Pair]:
+        """Operands of every slot, constants filled in."""
+        filled = []
+        for slot in past.slots:
+            x, w = (f if s is None else s for s, f in zip(slot, past.fixed, strict=True))
+            assert x is not None
+            assert w is not None
+            filled.append((x, w))
+        return filled
+
+    def _inner(self, new: Pair, old: Pair, product: Array | None) -> Split:
+        """Per output (<x, x'> + <w, w'>, <x, w'> + <w, x'>), split-complex bilinear in both.
+
+        ``product`` is f(old) where it is known; with a constant operand the second sum is f(new) + f(old).
+        """
+        norm = self._dots.norm(new, old)
+        if new is old:
+            return norm, 2 * self._dots.product(*new)
+        if any(self._fixed) and product is not None:
+            return norm, self._dots.product(*new) + product
+        return norm, self._dots.product(new[0], old[1]) + self._dots.product(old[0], new[1])
+
+    def _row(self, past: HistoryState, new: Pair) -> Pair:
+        """Inner products of a new uniform term with every slot, arrays ``(slots, *output)``."""
+        rows = [self._full(self._inner(new, old, past.gram[1][i, i] / 2)) for i, old in enumerate(self._slots(past))]
+        return jnp.stack([q for q, _ in rows]), jnp.stack([c for _, c in rows])
+
+    @staticmethod
+    def _lift(z: HistoryState | _Combination) -> _Combination:
+        return z if isinstance(z, _Combination) else _Combination(z, (1.0, 0.0), {})
+
+    def _norm(self, z: _Combination) -> Split:
+        """Inner product of a combination with itself."""
+        total: Split = (0.0, 0.0)
+        new = [(term.operands, c) for term, c in z.new.items()]
+        for i, (operands, c) in enumerate(new):
+            for j, (others, e) in enumerate(new[: i + 1]):
+                inner = self._inner(operands, others, None)
+                both = split_product(split_product(c, e), inner)
+                total = split_sum(total, both if i == j else (2 * both[0], 2 * both[1]))
+        if z.past is None:
+            return total
+        (a, d), (q, c) = z.past.coefficients, z.past.gram
+        pairs = split_product(split_product((a[:, None], d[:, None]), (a[None], d[None])), (q, c))
+        square = (jnp.sum(pairs[0], (0, 1)), jnp.sum(pairs[1], (0, 1)))
+        total = split_sum(total, split_product(split_product(z.factor, z.factor), square))
+        for operands, coefficient in new:
+            cross = split_product((a, d), self._row(z.past, operands))
+            inner = (2 * jnp.sum(cross[0], 0), 2 * jnp.sum(cross[1], 0))
+            total = split_sum(total, split_product(split_product(z.factor, coefficient), inner))
+        return total
+
+    def _terms(self, z: _Combination) -> tuple[list[Pair], Pair]:
+        """Operands of every slot and new term, oldest first, and their stacked coefficients."""
+        operands = [term.operands for term in z.new]
+        parts = [jnp.stack([self._full(c)[i] for c in z.new.values()]) if z.new else None for i in (0, 1)]
+        if z.past is not None:
+            operands = self._slots(z.past) + operands
+            old = split_product(_per_slot(z.factor), z.past.coefficients)
+            parts = [jnp.asarray(o) if n is None else jnp.concatenate([o, n]) for o, n in zip(old, parts, strict=True)]
+        a, d = parts
+        assert a is not None
+        assert d is not None
+        return operands, (a, d)
+
+    def sums(self, z: HistoryState | _Combination, position: int) -> Array:
+        """Sum over the copies of each element of an operand."""
+        operands, (a, d) = self._terms(self._lift(z))
+        own = [pair[position] * self._dots.total(a[i], position) for i, pair in enumerate(operands)]
+        if self._fixed[1 - position]:
+            # The other operand is the same in every term: its coefficients add up, one product in all.
+            return sum(own, self._dots.pull(jnp.sum(d, 0), operands[0][1 - position], position))
+        pulled = [self._dots.pull(d[i], pair[1 - position], position) for i, pair in enumerate(operands)]
+        return sum(own[1:] + pulled, own[0])
+
+    def project(
+        self, z: HistoryState | _Combination, target: Array | None, weight: ArrayLike
+    ) -> tuple[Array, _Combination]:
+        """Project: multiply by one split-complex number per output (Theorem 7)."""
+        assert target is not None
+        z = self._lift(z)
+        q, twice_p = self._full(self._norm(z))
+        root = projections.dot_root(twice_p / 2, q, target, weight, self._operators)
+        factor = projection_factor(root)
+        new = {term: split_product(factor, c) for term, c in z.new.items()}
+        return target - root / weight, _Combination(z.past, split_product(factor, z.factor), new)
+
+    def combine(self, terms: Sequence[tuple[float, HistoryState | _Combination]]) -> _Combination:
+        """Sum of scalars times copies."""
+        past, factor, new = None, (0.0, 0.0), {}
+        for scalar, z in terms:
+            z = self._lift(z)
+            past = z.past if past is None else past
+            factor = split_sum(factor, split_product((scalar, 0.0), z.factor))
+            for term, c in z.new.items():
+                scaled = split_product((scalar, 0.0), c)
+                new[term] = split_sum(new[term], scaled) if term in new else scaled
+        return _Combination(past, factor, new)
+
+    def settle(self, z: _Combination) -> HistoryState:
+        """Turn the step's combination into the next step's past, folding what the window cannot hold."""
+        past = z.past
+        assert past is not None
+        operands, (a, d) = self._terms(z)
+        drop = len(z.new)
+        folded = jnp.max(jnp.abs(a[:drop]) + jnp.abs(d[:drop]))
+        a, d = (c[drop:].at[0].add(jnp.sum(c[:drop], 0)) for c in (a, d))
+        q, c = past.gram
+        for i, term in enumerate(z.new):
+            row_q, row_c = self._row(past, term.operands)
+            for earlier in list(z.new)[:i]:
+                inner = self._full(self._inner(term.operands, earlier.operands, None))
+                row_q, row_c = (jnp.concatenate([r, n[None]]) for r, n in zip((row_q, row_c), inner, strict=True))
+            inner = self._full(self._inner(term.operands, term.operands, None))
+            q, c = (_bordered(m, r, n) for m, r, n in zip((q, c), (row_q, row_c), inner, strict=True))
+        return HistoryState(
+            tuple((None if self._fixed[0] else x, None if self._fixed[1] else w) for x, w in operands[-self._window :]),
+            past.fixed,
+            (a, d),
+            (q[drop:, drop:], c[drop:, drop:]),
+            jnp.maximum(past.folded, folded),
+        )
+
+
+def _per_slot(number: Split) -> Split:
+    """Add the slots' axis to a number per output."""
+    a, d = (c[None] if isinstance(c, Array) else c for c in number)
+    return a, d
+
+
+def _bordered(matrix: Array, row: Array, corner: Array) -> Array:
+    """Append a row and the equal column to a symmetric matrix (of arrays)."""
+    wide = jnp.concatenate([matrix, row[:, None]], 1)
+    return jnp.concatenate([wide, jnp.concatenate([row, corner[None]])[None]])

@@ -1,0 +1,176 @@
+"""Modules and losses (Appendix B.4). A module is plain JAX: parameters are arguments, nothing is traced."""
+
+import copy
+import zlib
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from pjax_core import rules
+
+
+class Module:
+    """A container of parameters and of other modules, held as attributes (or in lists of them).
+
+    Subclasses assign modules in ``__init__`` and compute in ``__call__``. A module without submodules
+    that owns parameters overrides :meth:`parameters`.
+    """
+
+    def parameters(self, key: Array) -> dict[str, Array]:
+        """Initial values of this module's own parameters by attribute name."""
+        del key
+        return {}
+
+    def __call__(self, *args: Any) -> Any:
+        """Compute; parameters are attributes of the bound module."""
+        raise NotImplementedError(f"{type(self).__name__} defines no __call__")
+
+    def _children(self) -> dict[str, "Module"]:
+        children: dict[str, Module] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                children[name] = value
+            elif isinstance(value, (list, tuple)):
+                children |= {f"{name}.{i}": m for i, m in enumerate(value) if isinstance(m, Module)}
+        return children
+
+    def _named_modules(self) -> dict[str, "Module"]:
+        """Every module once, by dotted name; a shared one keeps the first name it is found under."""
+        found: dict[str, Module] = {}
+
+        def visit(name: str, module: Module) -> None:
+            if any(module is known for known in found.values()):
+                return
+            found[name] = module
+            for child, submodule in module._children().items():
+                visit(f"{name}.{child}" if name else child, submodule)
+
+        visit("", self)
+        return found
+
+    def init(self, key: Array) -> dict[str, Array]:
+        """Initial parameters: a flat dictionary with dotted names.
+
+        Every parameter's key is derived from its name, so adding a layer changes no other's values.
+        """
+        params: dict[str, Array] = {}
+        for name, module in self._named_modules().items():
+            own = module.parameters(jax.random.fold_in(key, zlib.crc32(name.encode())))
+            params |= {f"{name}.{k}" if name else k: v for k, v in own.items()}
+        return params
+
+    def apply(self, params: dict[str, Array], *args: Any) -> Any:
+        """Compute with the given parameters.
+
+        Raises:
+            KeyError: the names are not those of :meth:`init`.
+        """
+        names = self._named_modules()
+        owners: dict[int, dict[str, Array]] = {id(m): {} for m in names.values()}
+        expected: list[str] = []
+        for name, module in names.items():
+            own = jax.eval_shape(module.parameters, jax.random.key(0))
+            for k in own:
+                full = f"{name}.{k}" if name else k
+                expected.append(full)
+                if full in params:
+                    owners[id(module)][k] = params[full]
+        if set(expected) != set(params):
+            missing, extra = sorted(set(expected) - set(params)), sorted(set(params) - set(expected))
+            raise KeyError(
+                f"params of {type(self).__name__}: missing {missing}, unexpected {extra}; expected exactly {expected}"
+            )
+        return self._bind(owners, {})(*args)
+
+    def _bind(self, owners: dict[int, dict[str, Array]], bound: dict[int, "Module"]) -> Self:
+        """Copy of this module, and of the modules in it, with parameters as attributes."""
+        if id(self) in bound:
+            return bound[id(self)]  # type: ignore[return-value]
+        clone = copy.copy(self)
+        bound[id(self)] = clone
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                setattr(clone, name, value._bind(owners, bound))
+            elif isinstance(value, (list, tuple)):
+                items = [m._bind(owners, bound) if isinstance(m, Module) else m for m in value]
+                setattr(clone, name, type(value)(items))
+        for name, array in owners[id(self)].items():
+            setattr(clone, name, array)
+        return clone
+
+
+class Linear(Module):
+    """``x @ weight``, no bias; weight ``(in_features, out_features)``, He normal."""
+
+    weight: Array
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+
+    def parameters(self, key: Array) -> dict[str, Array]:
+        """He-normal weight."""
+        shape = (self.in_features, self.out_features)
+        return {"weight": jax.nn.initializers.he_normal()(key, shape)}
+
+    def __call__(self, x: Array) -> Array:
+        """Map ``(..., in_features)`` to ``(..., out_features)``."""
+        return x @ self.weight
+
+
+class ReLU(Module):
+    """``max(0, x1 + x2 + ... + bias)`` as one constraint (Theorem 6); bias ``(features,)``, zeros."""
+
+    bias: Array
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.features = features
+
+    def parameters(self, key: Array) -> dict[str, Array]:
+        """Zero bias."""
+        del key
+        return {"bias": jnp.zeros(self.features)}
+
+    def __call__(self, *xs: Array) -> Array:
+        """Arrays of one shape ``(..., features)``."""
+        return rules.sum_relu_p.bind(*xs, jnp.broadcast_to(self.bias, xs[0].shape))
+
+
+def _one_hot(logits: Array, y: ArrayLike) -> Array:
+    """Labels as a distribution over the last axis of the logits."""
+    y = jnp.asarray(y)
+    if jnp.issubdtype(y.dtype, jnp.integer) and y.shape == logits.shape[:-1]:
+        return jax.nn.one_hot(y, logits.shape[-1], dtype=logits.dtype)
+    if y.shape == logits.shape:
+        return y.astype(logits.dtype)
+    raise ValueError(
+        f"labels of shape {y.shape} and dtype {y.dtype} do not fit logits of shape {logits.shape}: pass "
+        f"integers of shape {logits.shape[:-1]} or one-hot labels of shape {logits.shape}"
+    )
+
+
+def cross_entropy(logits: Array, y: ArrayLike) -> Array:
+    """Cross-entropy per sample; in a projection method the proximal operator of Theorem 11.
+
+    Args:
+        logits: ``(..., classes)``.
+        y: integer labels ``(...)`` or one-hot ``(..., classes)``.
+    """
+    return rules.cross_entropy_p.bind(logits, _one_hot(logits, y))
+
+
+def margin_loss(logits: Array, y: ArrayLike, margin: float = 1.0) -> Array:
+    """l1 distance per sample to the margin constraint; a projection method projects on it (Theorem 10).
+
+    Args:
+        logits: ``(..., classes)``.
+        y: integer labels ``(...)`` or one-hot ``(..., classes)``.
+        margin: m > 0: the label's logit is to be at least m, the others at most 0.
+    """
+    if not margin > 0:
+        raise ValueError(f"margin={margin}: it must be positive")
+    return rules.margin_p.bind(logits, _one_hot(logits, y), margin=margin)

@@ -1,0 +1,51 @@
+"""Which operators a run uses: the published procedure or the stated mathematics, by name.
+
+The published implementation departs from the paper's theorems in four places. Both behaviours are
+selectable and are recorded with a run; nothing else in the engine depends on the choice.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Operators:
+    """Choices inside the projections. The defaults are the stated mathematics.
+
+    Attributes:
+        dot_newton_steps: Theorem 7's root. ``None``: bracketed Newton in (-1, 1), run to tolerance. A
+            number: that many Newton steps from 0 without a guard; it may leave (-1, 1).
+        prox_sweeps: Theorem 11's proximal operator. ``None``: damped Newton on Eq. 49, run to tolerance.
+            A number: that many fixed-point sweeps, which do not converge for every ``prox_lambda``.
+        prox_lambda: the proximal parameter, lambda > 0, of Eq. 12 (5 in the paper).
+        exact_sum_relu: Theorem 6's choice between its two candidates. ``False``: the distance of the
+            second is taken to the hyperplane, except where the target is exactly zero.
+        consensus: ``"edges"``: Eq. 10, the mean over all outgoing edges. ``"consumers"``: the mean over
+            the consumers of the mean over each consumer's copies.
+        weighted: Theorem 3, step 2: project with the output weighted by its number of outgoing edges.
+            Published: ``False`` (weight 1).
+    """
+
+    dot_newton_steps: int | None = None
+    prox_sweeps: int | None = None
+    prox_lambda: float = 5.0
+    exact_sum_relu: bool = True
+    consensus: str = "edges"
+    weighted: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values that no projection can honour."""
+        if self.consensus not in ("edges", "consumers"):
+            raise ValueError(f"consensus={self.consensus!r}: choose 'edges' or 'consumers'")
+        if not self.prox_lambda > 0:
+            raise ValueError(f"prox_lambda={self.prox_lambda}: it must be positive")
+        for name in ("dot_newton_steps", "prox_sweeps"):
+            steps = getattr(self, name)
+            if steps is not None and steps < 1:
+                raise ValueError(f"{name}={steps}: a positive number, or None to run to tolerance")
+
+
+EXACT = Operators()
+"""The stated mathematics: every projection is the nearest point, to the precision of the dtype."""
+
+PUBLISHED = Operators(dot_newton_steps=10, prox_sweeps=10, exact_sum_relu=False, consensus="consumers")
+"""The published procedure, departures included; what the paper's tables were made with."""

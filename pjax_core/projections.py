@@ -1,0 +1,204 @@
+"""The projections of Appendix C as pure functions of arrays.
+
+Conventions. Every function works element-wise over leading axes and returns arrays of the shapes it was
+given. ``target`` is the point y0 of the output, ``weight`` the factor n >= 1 of its distance (Theorem 3,
+step 2; 1 is the plain projection): all solve
+
+    argmin  ||u - x0||^2 + n ||f(u) - y0||^2
+
+and return ``u`` with the output ``f(u)``. Exact up to rounding unless the docstring says otherwise.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from pjax_core.operators import Operators
+
+
+def project_linear(
+    operands: Sequence[Array], coefficients: Sequence[ArrayLike], target: Array, weight: ArrayLike = 1
+) -> tuple[tuple[Array, ...], Array]:
+    """Project onto the graph of ``sum_i c_i x_i`` (Theorem 5; Theorem 4 for one ``x`` and ``c = 1``).
+
+    Args:
+        operands: arrays of one shape.
+        coefficients: constants that broadcast to it: 1 for add and identity, -1 in sub and neg.
+        target, weight: see the module.
+    """
+    terms = zip(coefficients, operands, strict=True)
+    distance = target - sum((c * x for c, x in terms), jnp.zeros_like(target))
+    step = distance / (sum(jnp.square(c) for c in coefficients) + 1 / weight)
+    projected = tuple(x + c * step for c, x in zip(coefficients, operands, strict=True))
+    return projected, target - step / weight
+
+
+def project_sum(x: Array, target: Array, weight: ArrayLike = 1, *, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    """Project onto the graph of ``sum(x, axes)`` (Theorem 5)."""
+    total = jnp.sum(x, axes)
+    size = x.size // max(total.size, 1)
+    step = (target - total) / (size + 1 / weight)
+    return x + jnp.expand_dims(step, axes), target - step / weight
+
+
+def project_sum_relu(
+    operands: Sequence[Array], target: Array, weight: ArrayLike = 1, *, exact: bool = True
+) -> tuple[tuple[Array, ...], Array]:
+    """Project onto the graph of ``max(0, sum_i x_i)`` (Theorem 6).
+
+    Args:
+        operands: n arrays of one shape.
+        target, weight: see the module.
+        exact: ``False`` reproduces the published choice of candidate, which takes the distance of the
+            sloped part to its whole hyperplane wherever ``target != 0``. It misses the nearest point on
+            about a third of the points with a negative target.
+    """
+    size = len(operands)
+    total = sum(operands[1:], operands[0])
+    step = (target - total) / (size + 1 / weight)
+    on_slope = target - step / weight >= 0  # 1^T x + n step = target - step / weight
+    flat_shift = -jnp.maximum(total, 0) / size
+    flat_distance = size * flat_shift**2 + weight * target**2
+    # At the kink the sloped candidate is (x - mean, 0), Eq. 28's second line.
+    slope_shift = jnp.where(on_slope, step, -total / size)
+    slope_output = jnp.where(on_slope, target - step / weight, 0)
+    plane_distance = (size + 1 / weight) * step**2
+    kink_distance = total**2 / size + weight * target**2
+    if exact:
+        slope_distance = jnp.where(on_slope, plane_distance, kink_distance)
+    else:
+        slope_distance = jnp.where(target == 0, kink_distance, plane_distance)
+    flat = flat_distance < slope_distance
+    shift = jnp.where(flat, flat_shift, slope_shift)
+    return tuple(x + shift for x in operands), jnp.where(flat, 0, slope_output)
+
+
+def dot_root(p: Array, q: Array, target: Array, weight: ArrayLike, operators: Operators) -> Array:
+    """Solve Eq. 32 for lambda: ``((1 + l^2) p + l q) / (1 - l^2)^2 + l / weight = target``.
+
+    The left side increases on (-1, 1) because ``q >= 2 |p|``, so the root is unique when it exists (it
+    does unless the two vectors are equal up to sign).
+
+    Args:
+        p: inner products of the two vectors.
+        q: sums of their squared norms, same shape.
+        target, weight: see the module.
+        operators: ``dot_newton_steps`` chooses between the bracketed, converged root and a fixed number
+            of unguarded Newton steps from 0 (approximate; it can leave (-1, 1) for large targets).
+    """
+
+    def newton(root: Array) -> tuple[Array, Array]:
+        """Return the residual, scaled by (1 - l^2)^3 > 0, and the Newton step."""
+        square = root * root
+        slack = 1 - square
+        cube = slack * slack * slack
+        residual = ((1 + square) * p + root * q) * slack + (root / weight - target) * cube
+        slope = 2 * p * root * (3 + square) + q * (1 + 3 * square) + cube / weight
+        return residual, residual / slope
+
+    # Both presets take these steps; the first, from 0, needs no evaluation.
+    root, step = (target - p) / (q + 1 / weight), jnp.inf
+    unguarded = operators.dot_newton_steps or 3
+    for _ in range(unguarded - 1):
+        step = newton(root)[1]
+        root = root - step
+    if operators.dot_newton_steps is not None:
+        return root
+
+    # A step below eps^(2/3) (1 - l^2) leaves a quadratic error below eps. In a trained network nearly
+    # every root is there after three steps, which compile to one pass; the loop is for the others.
+    tolerance = float(jnp.finfo(p.dtype).eps) ** (2 / 3)
+    inside = 1 - float(jnp.finfo(p.dtype).epsneg)
+
+    def unfinished(carry: tuple[Array, ...]) -> Array:
+        root, _, _, step, count = carry
+        return jnp.any(jnp.abs(step) > tolerance * (1 - root * root)) & (count < 100)
+
+    def refine(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        root, low, high, _, count = carry
+        residual, step = newton(root)
+        low = jnp.where(residual < 0, root, low)
+        high = jnp.where(residual > 0, root, high)
+        proposal = root - step
+        held = (proposal >= low) & (proposal <= high)
+        guarded = jnp.where(held, proposal, (low + high) / 2)
+        return guarded, low, high, guarded - root, count + 1
+
+    converged = jnp.abs(step) <= tolerance * (1 - root * root)
+    start = jnp.where(converged, root, jnp.nan_to_num(jnp.clip(root, -0.5, 0.5)))
+    bound = jnp.full_like(start, inside)
+    carry = (start, -bound, bound, jnp.where(converged, 0, jnp.inf), jnp.zeros((), jnp.int32))
+    return jax.lax.while_loop(unfinished, refine, carry)[0]
+
+
+def project_dot(
+    x: Array, w: Array, target: Array, weight: ArrayLike, operators: Operators
+) -> tuple[Array, Array, Array]:
+    """Project onto the graph of ``sum(x * w, -1)`` (Theorem 7).
+
+    Args:
+        x, w: arrays of one shape ``(..., n)``.
+        target, weight: shape ``(...)``; see the module.
+        operators: see :func:`dot_root`.
+    """
+    root = dot_root(jnp.sum(x * w, -1), jnp.sum(x * x + w * w, -1), target, weight, operators)
+    lam = root[..., None]
+    scale = 1 / (1 - lam * lam)
+    return (x + lam * w) * scale, (w + lam * x) * scale, target - root / weight
+
+
+def project_margin(x: Array, labels: Array, *, margin: float) -> Array:
+    """Project each logit onto ``(-inf, 0]`` where its label is <= 0, else ``[margin, inf)`` (Theorem 10)."""
+    return jnp.where(labels <= 0, jnp.minimum(x, 0), jnp.maximum(x, margin))
+
+
+def prox_cross_entropy(x: Array, labels: Array, operators: Operators) -> Array:
+    """argmin_u  lambda * CE(u, labels) + 1/2 ||u - x||^2 (Theorem 11), lambda = ``prox_lambda``.
+
+    Args:
+        x: logits ``(..., classes)``.
+        labels: one-hot (or any distribution), same shape.
+        operators: ``prox_sweeps`` chooses between Newton on Eq. 49, run to rounding (each step costs
+            O(classes) by Sherman-Morrison), and a fixed number of sweeps of Eq. 49 from ``x``
+            (approximate: no contraction at lambda = 5, where it can end in a 2-cycle).
+    """
+    lam = operators.prox_lambda
+    if operators.prox_sweeps is not None:
+        u = x
+        for _ in range(operators.prox_sweeps):
+            u = x + lam * (labels - jax.nn.softmax(u))
+        return u
+
+    tolerance = 8 * float(jnp.finfo(x.dtype).eps)
+
+    def newton_step(u: Array) -> Array:
+        probability = jax.nn.softmax(u)
+        residual = u - x - lam * (labels - probability)
+        # (I + lam diag(s) - lam s s^T)^-1 residual, with s the probabilities.
+        diagonal = 1 + lam * probability
+        plain = residual / diagonal
+        along = probability / diagonal
+        numerator = jnp.sum(probability * plain, -1, keepdims=True)
+        # 1 - lam s^T along, written as a sum of positive terms.
+        denominator = jnp.sum(along, -1, keepdims=True)
+        return plain + lam * along * numerator / denominator
+
+    def unfinished(carry: tuple[Array, Array, Array]) -> Array:
+        u, size, count = carry
+        scale = 1 + jnp.max(jnp.abs(u), -1, initial=0)
+        return jnp.any(size > tolerance * scale) & (count < 100)
+
+    def refine(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        u, _, count = carry
+        step = newton_step(u)
+        norm = jnp.sqrt(2 * jnp.sum(step * step, -1, keepdims=True))
+        # log(1 + d) / d is the damping that descends globally for generalised self-concordant
+        # functions (log-sum-exp has constant sqrt 2); it tends to 1, so convergence stays quadratic.
+        damping = jnp.where(norm > 0, jnp.log1p(norm) / jnp.where(norm > 0, norm, 1), 1)
+        return u - damping * step, jnp.max(jnp.abs(step), -1, initial=0), count + 1
+
+    start = (x, jnp.full(x.shape[:-1], jnp.inf, x.dtype), jnp.zeros((), jnp.int32))
+    return jax.lax.while_loop(unfinished, refine, start)[0]

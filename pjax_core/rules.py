@@ -1,0 +1,296 @@
+"""The rule tables: which primitive is a constraint, which a copy, and how a constraint is projected.
+
+One primitive is one paragraph: the function, its projection, its registration. All rules of
+``projection_rules`` have one signature,
+
+    rule(operands, target, weight, operators, **params) -> (projected operands, output)
+
+with ``operands`` a tuple of arrays whose elements are one edge each, ``target`` the mean over the edges
+that leave the output, ``weight`` the factor of its distance (see :mod:`pjax_core.projections`),
+``operators`` the :class:`~pjax_core.operators.Operators`, and ``params`` the primitive's own. A loss has
+no outgoing edges: its ``target`` is ``None`` and so is the output it returns. Bilinear primitives share
+one rule (:class:`Bilinear`) because each of their operand elements is many edges.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.extend.core import Primitive
+from jax.extend.core import primitives as jax_primitives
+from jax.interpreters import ad, batching, mlir
+from jax.typing import ArrayLike
+
+from pjax_core import projections
+from pjax_core.operators import Operators
+
+Rule = Callable[..., tuple[tuple[Array, ...], Array | None]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bilinear:
+    """A primitive ``f(x, w)`` whose every output is a sum of products ``x_i w_j``: a batch of dots.
+
+    Attributes:
+        expand: ``expand(x, w, **params) -> (x', w')``, the copies that the products are made of, shape
+            ``output.shape + (terms,)``: ``f(x, w) = sum(x' * w', -1)``. Copies only.
+        collapse: ``collapse(x_shape, w_shape, **params)``: the two shapes with every axis that only the
+            output shares with that operand (its free axes) reduced to length 1. Sums over matrices of
+            ones are taken with the collapsed operand, so they cost a row sum instead of a product.
+    """
+
+    expand: Callable[..., tuple[Array, Array]]
+    collapse: Callable[..., tuple[tuple[int, ...], tuple[int, ...]]]
+
+
+projection_rules: dict[Primitive, Rule] = {}
+loss_rules: dict[Primitive, Rule] = {}
+bilinear_rules: dict[Primitive, Bilinear] = {}
+copy_rules: dict[Primitive, tuple[int, ...] | None] = {}
+elementwise: set[Primitive] = set()  # primitives that repeat scalars and axes of length 1 by themselves
+
+
+def _register(table: dict[Primitive, Any], prim: Primitive, rule: Any) -> None:
+    for known in (projection_rules, loss_rules, bilinear_rules, copy_rules):
+        if prim in known:
+            raise ValueError(f"primitive {prim} has a rule already; a second one is refused")
+    table[prim] = rule
+
+
+def defproj(prim: Primitive, rule: Rule) -> None:
+    """Register the projection of a constraint (see the module for the signature)."""
+    _register(projection_rules, prim, rule)
+
+
+def defelementwise(prim: Primitive, rule: "Rule | Bilinear") -> None:
+    """Register a constraint on equal positions of its operands; smaller operands are copied to fit."""
+    _register(bilinear_rules if isinstance(rule, Bilinear) else projection_rules, prim, rule)
+    elementwise.add(prim)
+
+
+def defloss(prim: Primitive, rule: Rule) -> None:
+    """Register a target node: its rule projects the operands or applies the loss's proximal operator."""
+    _register(loss_rules, prim, rule)
+
+
+def defbilinear(prim: Primitive, rule: Bilinear) -> None:
+    """Register a sum-of-products primitive; the generic rule (Theorem 7) does the rest."""
+    _register(bilinear_rules, prim, rule)
+
+
+def defshape(prim: Primitive, data: tuple[int, ...] | None = None) -> None:
+    """Register a copy: a primitive that moves values and changes none.
+
+    Args:
+        prim: linear, with 0/1 coefficients, in its data operands, and transposable by JAX.
+        data: positions of the operands that carry values; the rest are indices. ``None``: all.
+    """
+    _register(copy_rules, prim, data)
+
+
+def defprimitive(name: str, fun: Callable[..., Array]) -> Primitive:
+    """Make a JAX primitive of an array function that works element-wise over leading axes.
+
+    All operands have one rank or, for a trailing-axis function, agree on the leading axes; ``jax.vmap``
+    adds an axis in front. Differentiation, where the function has it, is the function's own.
+    """
+    prim = Primitive(name)
+    prim.def_impl(fun)
+
+    def abstract(*avals: Any, **params: Any) -> jax.core.ShapedArray:
+        out = jax.eval_shape(functools.partial(fun, **params), *avals)
+        return jax.core.ShapedArray(out.shape, out.dtype)
+
+    def jvp(primals: Any, tangents: Any, **params: Any) -> tuple[Array, Array]:
+        tangents = tuple(map(ad.instantiate_zeros, tangents))
+        return jax.jvp(functools.partial(fun, **params), primals, tangents)
+
+    def batch(args: Any, dims: Any, **params: Any) -> tuple[Array, int]:
+        size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
+        args = [batching.bdim_at_front(a, d, size) for a, d in zip(args, dims, strict=True)]
+        return prim.bind(*args, **params), 0
+
+    prim.def_abstract_eval(abstract)
+    mlir.register_lowering(prim, mlir.lower_fun(fun, multiple_results=False))
+    ad.primitive_jvps[prim] = jvp
+    batching.primitive_batchers[prim] = batch
+    return prim
+
+
+# Identity (Theorem 4). Inserted on odd cycles to make the graph bipartite.
+
+identity_p = defprimitive("identity", lambda x: x)
+
+
+def _linear(*signs: float) -> Rule:
+    def rule(
+        operands: tuple[Array, ...],
+        target: Array,
+        weight: ArrayLike,
+        operators: Operators,
+        **params: Any,
+    ) -> tuple[tuple[Array, ...], Array]:
+        del operators, params
+        return projections.project_linear(operands, signs, target, weight)
+
+    return rule
+
+
+defproj(identity_p, _linear(1))
+
+# Sums (Theorem 5): of two arrays, with signs, and over axes.
+
+defelementwise(jax_primitives.add_p, _linear(1, 1))
+defelementwise(jax_primitives.sub_p, _linear(1, -1))
+defelementwise(jax_primitives.neg_p, _linear(-1))
+
+
+def _reduce_sum(
+    operands: tuple[Array, ...],
+    target: Array,
+    weight: ArrayLike,
+    operators: Operators,
+    *,
+    axes: tuple[int, ...],
+    **params: Any,
+) -> tuple[tuple[Array, ...], Array]:
+    del operators, params
+    x, output = projections.project_sum(operands[0], target, weight, axes=axes)
+    return (x,), output
+
+
+defproj(jax_primitives.reduce_sum_p, _reduce_sum)
+
+# ReLU of a sum (Theorem 6). The trace makes it of `max(., 0)` and the additions that feed it.
+
+sum_relu_p = defprimitive("sum_relu", lambda *xs: jax.nn.relu(sum(xs[1:], xs[0])))
+
+
+def _sum_relu(
+    operands: tuple[Array, ...], target: Array, weight: ArrayLike, operators: Operators
+) -> tuple[tuple[Array, ...], Array]:
+    return projections.project_sum_relu(operands, target, weight, exact=operators.exact_sum_relu)
+
+
+defproj(sum_relu_p, _sum_relu)
+
+# Dot products (Theorem 7): every bilinear primitive.
+
+
+def _dot_axes(
+    dimension_numbers: Any, x_rank: int, w_rank: int
+) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
+    """Axes of x and of w as (batch, free, contracted)."""
+    (x_contract, w_contract), (x_batch, w_batch) = dimension_numbers
+    x_free = tuple(a for a in range(x_rank) if a not in (*x_contract, *x_batch))
+    w_free = tuple(a for a in range(w_rank) if a not in (*w_contract, *w_batch))
+    return (x_batch, x_free, x_contract), (w_batch, w_free, w_contract)
+
+
+def _expand_dot_general(x: Array, w: Array, *, dimension_numbers: Any, **params: Any) -> tuple[Array, Array]:
+    del params
+    x_axes, w_axes = _dot_axes(dimension_numbers, x.ndim, w.ndim)
+
+    def shape(a: Array, axes: tuple[tuple[int, ...], ...]) -> list[tuple[int, ...]]:
+        return [tuple(a.shape[i] for i in group) for group in axes]
+
+    (batch, x_free, terms), (_, w_free, _) = shape(x, x_axes), shape(w, w_axes)
+    ones_x, ones_w = (1,) * len(x_free), (1,) * len(w_free)
+    full = (*batch, *x_free, *w_free, *terms)
+    x = x.transpose([i for group in x_axes for i in group]).reshape(*batch, *x_free, *ones_w, *terms)
+    w = w.transpose([i for group in w_axes for i in group]).reshape(*batch, *ones_x, *w_free, *terms)
+    output = (*batch, *x_free, *w_free, -1)
+    return jnp.broadcast_to(x, full).reshape(output), jnp.broadcast_to(w, full).reshape(output)
+
+
+def _collapse_dot_general(
+    x_shape: tuple[int, ...], w_shape: tuple[int, ...], *, dimension_numbers: Any, **params: Any
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    del params
+    (_, x_free, _), (_, w_free, _) = _dot_axes(dimension_numbers, len(x_shape), len(w_shape))
+    return (
+        tuple(1 if i in x_free else n for i, n in enumerate(x_shape)),
+        tuple(1 if i in w_free else n for i, n in enumerate(w_shape)),
+    )
+
+
+defbilinear(jax_primitives.dot_general_p, Bilinear(_expand_dot_general, _collapse_dot_general))
+
+
+def _expand_mul(x: Array, w: Array, **params: Any) -> tuple[Array, Array]:
+    del params
+    return x[..., None], w[..., None]
+
+
+def _collapse_mul(
+    x_shape: tuple[int, ...], w_shape: tuple[int, ...], **params: Any
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    del params
+    return x_shape, w_shape
+
+
+defelementwise(jax_primitives.mul_p, Bilinear(_expand_mul, _collapse_mul))
+
+# Losses: the proximal operator of the cross-entropy (Theorem 11), the margin constraint (Theorem 10).
+
+cross_entropy_p = defprimitive(
+    "cross_entropy",
+    lambda x, labels: jax.nn.logsumexp(x, axis=-1) - jnp.sum(labels * x, -1),
+)
+
+
+def _cross_entropy(
+    operands: tuple[Array, ...], target: None, weight: ArrayLike, operators: Operators
+) -> tuple[tuple[Array, ...], None]:
+    del target, weight
+    x, labels = operands
+    return (projections.prox_cross_entropy(x, labels, operators), labels), None
+
+
+defloss(cross_entropy_p, _cross_entropy)
+
+
+def _margin_value(x: Array, labels: Array, *, margin: float) -> Array:
+    return jnp.sum(jnp.abs(x - projections.project_margin(x, labels, margin=margin)), -1)
+
+
+margin_p = defprimitive("margin", _margin_value)
+
+
+def _margin(
+    operands: tuple[Array, ...],
+    target: None,
+    weight: ArrayLike,
+    operators: Operators,
+    *,
+    margin: float,
+) -> tuple[tuple[Array, ...], None]:
+    del target, weight, operators
+    x, labels = operands
+    return (projections.project_margin(x, labels, margin=margin), labels), None
+
+
+defloss(margin_p, _margin)
+
+# Copies. A new one is one line: its transpose is JAX's.
+
+for _prim in (
+    jax_primitives.broadcast_in_dim_p,
+    jax_primitives.concatenate_p,
+    jax_primitives.copy_p,
+    jax_primitives.pad_p,
+    jax_primitives.reshape_p,
+    jax_primitives.rev_p,
+    jax_primitives.slice_p,
+    jax_primitives.squeeze_p,
+    jax_primitives.transpose_p,
+    lax.split_p,
+    lax.stack_p,
+    lax.tile_p,
+):
+    defshape(_prim)
+defshape(jax_primitives.gather_p, data=(0,))

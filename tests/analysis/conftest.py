@@ -1,0 +1,92 @@
+"""Synthetic records, marked as such, for the tests of `analysis`."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WriteRun = Callable[..., Path]
+
+_RECORD: dict[str, Any] = {
+    "schema_version": 1,
+    "run_id": "",
+    "cell": {"dataset": "mnist", "model": "mlp_1x128", "method": "sgd", "engine": None},
+    "seed": 0,
+    "preset": "paper",
+    "config": {
+        "seed": 0,
+        "protocol": {"batch_size": 256, "validation_fraction": 0.1, "evaluate_every": 1000, "patience": 5},
+    },
+    "metrics": {
+        "test_accuracy": 0.95,
+        "validation_accuracy": 0.96,
+        "train_accuracy": 0.97,
+        "best_step": 4000,
+        "steps_run": 9000,
+        "steps_to_99": 3000,
+        "time_to_99_s": 1.5,
+        "stopped_by": "patience",
+    },
+    "clocks": {
+        "compile_s": 1.0,
+        "train_s": 4.5,
+        "device_ms_per_step": 0.25,
+        "end_to_end_ms_per_step": 0.4,
+        "published_ms_per_step": 0.5,
+        "evaluation_s": 0.2,
+    },
+    "parameters": 101770,
+    "data": {"name": "mnist", "n_train": 54000, "n_validation": 6000, "n_test": 10000, "sha256": "0f", "subset": False},
+    "started": "2025-01-01T00:00:00+00:00",
+    "finished": "2025-01-01T00:01:00+00:00",
+    "environment": {"device": "synthetic device"},
+}
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """An empty folder for run folders."""
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def write_run(runs: Path) -> WriteRun:
+    """A function that writes a run folder; keywords are dotted paths with `__` for the dot, such as `cell__method`."""
+
+    def write(**changes: Any) -> Path:
+        record = copy.deepcopy(_RECORD)
+        for path, value in changes.items():
+            *parents, last = path.split("__")
+            place = record
+            for key in parents:
+                place = place[key]
+            place[last] = value
+        record["config"]["seed"] = record["seed"]
+        folder = runs / f"run-{len(list(runs.iterdir())):03d}"
+        record["run_id"] = folder.name
+        folder.mkdir()
+        (folder / "record.json").write_text(json.dumps(record))
+        accuracy = record["metrics"]["validation_accuracy"]
+        events = [
+            {
+                "step": step,
+                "update": step,
+                "train_loss": 1.0,
+                "validation_accuracy": accuracy * step / 9000,
+                "validation_loss": 1.0,
+                "train_s": step / 2000,
+                "wall_s": step / 1500,
+            }
+            for step in range(0, 9001, 1000)
+        ]
+        (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+        return folder / "record.json"
+
+    return write

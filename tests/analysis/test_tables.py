@@ -1,0 +1,174 @@
+"""Tables from no, one and several synthetic records: what is printed, marked, left out and kept apart."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis import tables
+from analysis.compare import CompareError, compare, stat
+from analysis.load import load_records
+from analysis.published import load_published
+from analysis.terminal import shown_path
+
+
+def make(runs: Path, out: Path, *arguments: str) -> tuple[str, list[dict[str, str]]]:
+    """Runs the command for Table 2's MNIST rows; returns the Markdown and the rows of the CSV file."""
+    assert tables.main([str(runs), "--table", "2", "--dataset", "mnist", "--out", str(out), *arguments]) == 0
+    lines = (out / "table2-mnist.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == f"# made by: python -m analysis.tables {runs} --table 2 --dataset mnist --out {out}"
+    return (out / "table2-mnist.md").read_text(encoding="utf-8"), list(csv.DictReader(lines[1:]))
+
+
+def cells(text: str, method: str) -> list[str]:
+    """The first Markdown row of a method, cell by cell."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    return next(row for row in rows if row[2] == method)
+
+
+def test_deviation_has_ddof_1_and_one_value_has_none() -> None:
+    values = [95.0, 96.0, 98.0]
+    assert stat(values).std == pytest.approx(statistics.stdev(values))
+    assert stat(values).std != pytest.approx(statistics.pstdev(values))
+    assert stat([95.0]).std is None
+
+
+def test_without_records_every_cell_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tables.main([str(tmp_path / "absent"), "--out", str(tmp_path / "out")]) == 0
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == [f"table{number}.{suffix}" for number in (2, 3, 4) for suffix in ("csv", "md")]
+    text = (tmp_path / "out" / "table2.md").read_text(encoding="utf-8")
+    assert (
+        f"No records under {tmp_path}/absent: every cell is missing (—). `make reproduce TABLE=2` makes them." in text
+    )
+    assert cells(text, "DR")[:9] == ["", "", "DR", "—", "—", "95.8 ± 0.6", "—", "—", "—"]
+    assert sum(line.startswith("|") for line in text.splitlines()) == 2 + 45
+    shown = capsys.readouterr().out
+    assert "Table 4: RNN performance, ours beside published" in shown
+    assert "7899.7 ± 3816.3" in shown  # the widest number of the paper is not shortened in a pipe
+
+
+def test_one_record_stands_beside_the_published_one(runs: Path, write_run: Any, tmp_path: Path) -> None:
+    write_run()
+    text, rows = make(runs, tmp_path / "out")
+    accuracy = ["95.0", "96.8 ± 0.1", "-1.8", "97.0"]
+    steps_and_time = ["3.0", "58.6 ± 7.2", "1.5", "178.7 ± 21.6", "0.50", "3.06 ± 0.03"]
+    ratios_and_device = ["1.00", "1.00", "0.250", "1.00"]
+    assert cells(text, "SGD") == ["MNIST", "1 x 128", "SGD", "1*", *accuracy, *steps_and_time, *ratios_and_device]
+    assert "- Missing (—): 14 of 15 cells. `make reproduce TABLE=2 DATASET=mnist` makes them." in text
+    assert "- Marked *: fewer than the paper's 5 seeds" in text
+    assert "- Hardware of our runs: synthetic device." in text
+    assert "Made by `python -m analysis.tables" in text
+    assert (rows[0]["accuracy_mean"], rows[0]["accuracy_std"], rows[0]["n_seeds"]) == ("95", "", "1")
+    assert (rows[1]["method"], rows[1]["accuracy_mean"], rows[1]["n_seeds"]) == ("adam", "", "0")
+
+
+def test_several_seeds_have_mean_deviation_and_ratio(runs: Path, write_run: Any, tmp_path: Path) -> None:
+    for seed in (4, 0, 3, 1, 2):
+        write_run(seed=seed)
+    for seed, accuracy in enumerate((0.95, 0.96)):
+        changes = {"metrics__test_accuracy": accuracy, "clocks__published_ms_per_step": 0.25}
+        write_run(seed=seed, cell__method="dr", cell__engine="published", clocks__device_ms_per_step=0.75, **changes)
+    text, rows = make(runs, tmp_path / "out")
+    assert cells(text, "SGD")[3:5] == ["5", "95.0 ± 0.0"]
+    dr = cells(text, "DR")
+    assert dr[3:7] == ["2*", "95.5 ± 0.7", "95.8 ± 0.6", "-0.3"]
+    assert dr[-4:] == ["0.50", "0.18", "0.750 ± 0.000", "3.00"]
+    assert rows[0]["seeds"] == "0 1 2 3 4"
+    assert rows[2]["accuracy_std"] == f"{100 * statistics.stdev([0.95, 0.96]):.6g}"
+
+
+def test_files_are_byte_identical_on_a_second_run(runs: Path, write_run: Any, tmp_path: Path) -> None:
+    for seed in (1, 0):
+        write_run(seed=seed, metrics__test_accuracy=0.9 + seed / 30)
+    out = tmp_path / "out"
+    make(runs, out)
+    first = {path.name: path.read_bytes() for path in out.iterdir()}
+    make(runs, out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == first
+
+
+def test_exact_records_are_an_extra_row(runs: Path, write_run: Any, tmp_path: Path) -> None:
+    write_run(cell__method="ap", cell__engine="exact", metrics__test_accuracy=0.926)
+    text, _ = make(runs, tmp_path / "out")
+    assert cells(text, "AP")[3] == "—"
+    assert cells(text, "AP (exact)")[3:7] == ["1*", "92.6", "91.6 ± 0.7", "+1.0"]
+    assert "- Missing (—): 15 of 15 cells." in text
+
+
+def test_other_presets_protocols_cells_and_engines_are_left_out(runs: Path, write_run: Any, tmp_path: Path) -> None:
+    write_run(preset="quick")
+    write_run(preset="quick", seed=1)
+    write_run(cell__dataset="digits")
+    write_run(cell__engine="exact")
+    write_run(config__protocol={"patience": 2})
+    text, _ = make(runs, tmp_path / "out")
+    reasons = [
+        "digits/mlp_1x128/sgd is not a cell of the paper: 1",
+        "preset paper with patience 2: 1",
+        "preset quick: 2",
+        "sgd with engine exact: 1",
+    ]
+    assert f"- Left out: 5 of 5 records ({'; '.join(reasons)})." in text
+    assert cells(text, "SGD")[3] == "—"
+
+
+def test_devices_are_never_averaged_together(runs: Path, write_run: Any, tmp_path: Path) -> None:
+    write_run(environment__device="first device")
+    write_run(environment__device="second device", clocks__published_ms_per_step=0.1)
+    write_run(cell__method="adam", environment__device="second device")
+    text, _ = make(runs, tmp_path / "out")
+    assert [cells(text, name)[12] for name in ("SGD (A)", "SGD (B)")] == ["0.50", "0.10"]
+    assert cells(text, "Adam (B)")[-4] == "5.00"
+    assert "- Hardware of our runs, never averaged together: (A) first device; (B) second device." in text
+
+
+def test_subsets_step_limits_and_configurations_are_marked(runs: Path, write_run: Any, tmp_path: Path) -> None:
+    write_run(data__subset=True, data__n_train=5400, metrics__stopped_by="max_steps")
+    write_run(cell__method="adam")
+    write_run(cell__method="adam", config__extra="another learning rate")
+    text, _ = make(runs, tmp_path / "out")
+    assert cells(text, "SGD † ‡")[3] == "1*"
+    assert "- Marked †: a subset of the data, 5,400 training samples." in text
+    assert "- Marked ‡: 1 runs ended at the step limit" in text
+    assert text.count("| Adam config ") == 2
+
+
+def test_a_ratio_needs_sgd_on_the_same_data(runs: Path, write_run: Any, tmp_path: Path) -> None:
+    write_run(data__sha256="part", data__subset=True)
+    write_run(cell__method="adam")
+    text, _ = make(runs, tmp_path / "out")
+    assert cells(text, "Adam")[-4] == "—"
+
+
+def test_files_name_folders_of_the_repository_from_its_root(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(runs)
+    root = Path(tables.__file__).parents[1]
+    assert shown_path(root / "results" / "runs") == "results/runs"
+    assert shown_path(Path("elsewhere")) == "elsewhere"
+
+
+def test_a_seed_run_twice_is_refused(runs: Path, write_run: Any) -> None:
+    paths = [write_run(), write_run()]
+    with pytest.raises(CompareError, match="one seed was run twice") as error:
+        compare(load_records(runs), load_published(), 2)
+    assert all(str(path) in str(error.value) for path in paths)
+
+
+def test_a_broken_record_ends_the_command_with_its_name(
+    runs: Path, write_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_run()
+    path.write_text("{")
+    assert tables.main([str(runs), "--out", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {path}: not valid JSON")
+
+
+def test_a_table_without_the_data_set_lists_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        tables.main(["--table", "4", "--dataset", "mnist"])
+    assert "table 4 has no mnist; it is in table 2, 3" in capsys.readouterr().err

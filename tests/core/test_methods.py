@@ -1,0 +1,206 @@
+"""Methods and representations: every fast form against edges, and edges against one number per edge."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pjax_core as pjax
+from pjax_core import nn, optim
+from pjax_core.copies import History
+from tests.core.networks import ARCHITECTURES, MLP, blobs, network, problem, relative_error
+from tests.core.scalar_oracle import ScalarNetwork
+
+AP, CP, DR = optim.AlternatingProjections, optim.CyclicProjections, optim.DouglasRachford
+PRESETS = {"published": pjax.PUBLISHED, "exact": pjax.EXACT}
+RTOL = 1e-5
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize(("name", "method"), [("ap", AP(4)), ("cp", CP(4)), ("dr", DR(4, representation="edges"))])
+def test_edges_are_the_papers_scalar_method(name, method, skip):
+    model = MLP((3, 2, 3, 2), skip=skip)
+    x, y = blobs(2, 3, 2)
+    params = jax.tree.map(lambda a: a.astype(x.dtype) + 0.05, model.init(jax.random.key(1)))
+    update = type(method)(4, representation="edges").update
+    ours = update(lambda p: nn.cross_entropy(model.apply(p, x), y), params).params
+    weights = ["linears.0.weight", "linears.1.weight", "out.weight"]
+    biases = ["relus.0.bias", "relus.1.bias"]
+    oracle = ScalarNetwork(
+        np.asarray(x), np.asarray(y), *([np.asarray(params[k]) for k in ks] for ks in (weights, biases)), skip=skip
+    )
+    for node, value in oracle.run(name, 4).items():
+        names = weights if node[0] == "w" else biases
+        np.testing.assert_allclose(ours[names[node[1]]][node[2:]], value, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("operators", PRESETS.values(), ids=PRESETS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+class TestRepresentations:
+    """Twenty steps in float64, batch 32; the tolerance is relative to how far the parameters moved."""
+
+    @pytest.mark.parametrize("method", [AP, CP])
+    def test_consensus_equals_edges(self, architecture, operators, method):
+        loss_fn, start = problem(architecture)
+        consensus, edges = (
+            method(20, operators, representation).update(loss_fn, start).params
+            for representation in ("consensus", "edges")
+        )
+        assert relative_error(consensus, edges, start) < RTOL
+        for k in start:
+            np.testing.assert_allclose(consensus[k], edges[k], rtol=RTOL, atol=1e-12)
+
+    def test_full_history_equals_edges(self, architecture, operators):
+        loss_fn, start = problem(architecture)
+        history, edges = (
+            DR(20, operators, representation, window=21).update(loss_fn, start).params
+            for representation in ("history", "edges")
+        )
+        assert relative_error(history, edges, start) < RTOL
+        for k in start:
+            np.testing.assert_allclose(history[k], edges[k], rtol=RTOL, atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("operators", PRESETS.values(), ids=PRESETS)
+@pytest.mark.parametrize(("sizes", "skip"), [((12, 64, 5), False), ((12, 64, 64, 64, 64, 5), True)])
+def test_a_window_of_two_stays_within_its_bound(sizes, skip, operators):
+    """Where "auto" uses history, 20 steps err by less than 0.1 % of the way that the parameters moved."""
+    loss_fn, start = network(sizes, skip=skip, batch=64)
+    graph = pjax.trace(loss_fn, start)
+    kinds = [type(DR().hold(graph, n)) for n in graph.numbers("constraint")]
+    assert kinds.count(History) == len(sizes) - 2
+    edges, windowed = (DR(20, operators, r, window=2).update(loss_fn, start).params for r in ("edges", "auto"))
+    assert relative_error(windowed, edges, start) < 1e-3
+
+
+@pytest.mark.usefixtures("x64")
+def test_relaxed_history_equals_edges():
+    loss_fn, start = problem("1 layer")
+    for relaxation in (0.3, 1.0):
+        history, edges = (
+            DR(10, pjax.EXACT, r, relaxation, window=11).update(loss_fn, start).params for r in ("history", "edges")
+        )
+        assert relative_error(history, edges, start) < RTOL
+
+
+@pytest.mark.usefixtures("x64")
+def test_weighted_metric_is_the_same_in_all_representations():
+    loss_fn, start = problem("4 layers, skip")
+    weighted = pjax.Operators(weighted=True)
+    a, b = (AP(10, weighted, r).update(loss_fn, start).params for r in ("consensus", "edges"))
+    assert relative_error(a, b, start) < RTOL
+    a, b = (DR(10, weighted, r, window=11).update(loss_fn, start).params for r in ("history", "edges"))
+    assert relative_error(a, b, start) < RTOL
+    plain = AP(10, pjax.EXACT).update(loss_fn, start).params
+    assert relative_error(plain, a, start) > 1e-3
+
+
+@pytest.mark.usefixtures("x64")
+def test_consensus_over_consumers_differs_only_where_fan_outs_differ():
+    per_consumer = pjax.Operators(consensus="consumers")
+    for architecture, same in (("4 layers", True), ("4 layers, skip", False)):
+        loss_fn, start = problem(architecture)
+        error = relative_error(
+            AP(5, per_consumer).update(loss_fn, start).params, AP(5).update(loss_fn, start).params, start
+        )
+        assert (error < 1e-9) == same
+
+
+def test_dots_on_side_a_are_held_by_history_too():
+    """An output bias puts the last dot product on side A."""
+    x, y = blobs(32, 12, 5)
+    w = jax.random.normal(jax.random.key(0), (12, 5)) / 4
+
+    def loss_fn(p):
+        return nn.cross_entropy(x @ p["w"] + p["b"][None], y)
+
+    start = {"w": w, "b": jnp.zeros(5)}
+    graph = pjax.trace(loss_fn, start)
+    assert "dot_general" in {graph.nodes[i].name for i in graph.sides[0]}
+    history, edges = (DR(20, representation=r, window=21).update(loss_fn, start).params for r in ("history", "edges"))
+    assert relative_error(history, edges, start) < 1e-3
+
+
+@pytest.mark.parametrize("method", [AP(5), CP(5), DR(5)])
+def test_update_works_inside_and_outside_jit(method):
+    loss_fn, params = problem("1 layer")
+    outside = method.update(loss_fn, params)
+    inside = jax.jit(lambda p: method.update(loss_fn, p))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), outside, inside)
+    assert float(outside.loss) == pytest.approx(float(loss_fn(params).mean()), rel=1e-6)
+
+
+def test_new_batches_of_the_same_shape_compile_nothing():
+    """Listing 1 makes a new closure for every batch."""
+    model = MLP((12, 20, 5))
+    params = model.init(jax.random.key(0))
+    method = AP(5)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, duration, **_: compiled.append(event) if "backend_compile" in event else None
+    )
+    try:
+        for i in range(4):
+            x, y = blobs(32, 12, 5)
+            x = x + i
+            params, _ = method.update(lambda p, x=x, y=y: nn.cross_entropy(model.apply(p, x), y), params)
+            if i == 1:
+                compiled.clear()
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert compiled == []
+
+
+def test_an_unread_parameter_keeps_its_value():
+    x, y = blobs(8, 3, 2)
+    params = {"w": jnp.ones((3, 2)), "unused": jnp.arange(3.0)}
+    for method in (AP(2), CP(2), DR(2)):
+        new, _ = method.update(lambda p: nn.cross_entropy(x @ p["w"], y), params)
+        np.testing.assert_array_equal(new["unused"], params["unused"])
+        assert float(jnp.abs(new["w"] - params["w"]).max()) > 0
+
+
+def test_margin_loss_reaches_a_feasible_point():
+    x, y = blobs(32, 12, 5)
+    model = MLP((12, 20, 5))
+    params = model.init(jax.random.key(0))
+
+    def loss_fn(p):
+        return nn.margin_loss(model.apply(p, x), y)
+
+    losses = []
+    for _ in range(40):
+        params, loss = DR(50).update(loss_fn, params)
+        losses.append(float(loss))
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def test_float32_stays_near_float64():
+    """After 20 steps of a 4-layer network single precision is within 1e-3 of the way that it moved."""
+    loss_fn, start = problem("4 layers, skip")
+    single = AP(20, pjax.PUBLISHED).update(loss_fn, start).params
+    with jax.enable_x64(True):
+        double_fn, _ = problem("4 layers, skip")
+        start = jax.tree.map(lambda a: a.astype(jnp.float64), start)
+        double = AP(20, pjax.PUBLISHED).update(double_fn, start).params
+        assert relative_error(single, double, start) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: AP(0), ValueError, "steps_per_update=0"),
+        (lambda: AP(2.5), ValueError, r"steps_per_update=2\.5"),
+        (lambda: DR(relaxation=0), ValueError, "relaxation=0"),
+        (lambda: DR(window=0), ValueError, "window=0"),
+        (lambda: DR(representation="consensus"), ValueError, "not exact for DouglasRachford"),
+        (lambda: AP(representation="history"), ValueError, "not exact for AlternatingProjections"),
+        (lambda: CP(operators="exact"), TypeError, "pjax.EXACT"),
+    ],
+)
+def test_impossible_methods_are_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()

@@ -1,0 +1,100 @@
+"""Configuration: every choice composes; wrong ones say what there is."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.cells import plan
+from experiments.config import GradientConfig, UsageError, choices, compose_run, sweep_params
+from experiments.data import DATASETS
+from experiments.methods import build_method
+
+NAMED = [(group, name) for group in ("dataset", "model", "method", "engine") for name in choices(group)]
+
+
+@pytest.mark.parametrize(("group", "name"), NAMED)
+def test_every_choice_composes_under_its_own_name(group: str, name: str) -> None:
+    config = compose_run([f"{group}={name}"])
+    assert getattr(config, group).name == name
+
+
+@pytest.mark.parametrize("method", choices("method"))
+@pytest.mark.parametrize("engine", choices("engine"))
+def test_every_method_is_built(method: str, engine: str) -> None:
+    config = compose_run([f"method={method}", f"engine={engine}"])
+    gradient = isinstance(config.method, GradientConfig)
+    # Published: only the gradient baselines have a bias in the last layer.
+    assert config.method.output_bias == gradient
+    assert build_method(config.method, config.engine).steps_per_update == (1 if gradient else 50)
+
+
+def test_every_data_set_of_the_configuration_has_a_loader() -> None:
+    assert choices("dataset") == sorted(DATASETS)
+
+
+@pytest.mark.parametrize("preset", choices("preset"))
+def test_every_preset_composes(preset: str) -> None:
+    assert compose_run([f"preset={preset}"]).preset.name == preset
+
+
+@pytest.mark.parametrize("sweep", choices("sweep"))
+def test_every_sweep_composes(sweep: str) -> None:
+    cells = plan([f"sweep={sweep}", "seeds=2"])
+    axes = sweep_params(sweep)
+    assert len(cells) == 2 * len(axes["dataset"]) * len(axes["model"]) * len(axes["method"])
+
+
+def test_table_2_has_fifteen_mnist_cells() -> None:
+    assert len(plan(["sweep=table2", "dataset=mnist", "seeds=1"])) == 15
+
+
+@pytest.mark.parametrize("group", ["dataset", "model", "method", "engine", "protocol", "preset"])
+def test_an_unknown_choice_lists_the_choices(group: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        compose_run([f"{group}=nonsense"])
+    assert f"{group}/nonsense" in str(caught.value)
+    assert all(choice in str(caught.value) for choice in choices(group))
+
+
+@pytest.mark.parametrize("key", ["nonsense", "method.nonsense", "+nonsense", "protocol.lr"])
+def test_an_unknown_key_lists_the_keys(key: str) -> None:
+    with pytest.raises(UsageError, match="unknown key") as caught:
+        compose_run([f"{key}=1"])
+    for known in ("method.learning_rate", "method.relaxation", "protocol.max_steps", "paths.data", "seed"):
+        assert f"\n  {known}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method.relaxation=x", "could not be converted"),
+        ("protocol.max_steps=1500", "no multiple of protocol.evaluate_every=1000"),
+        ("protocol.evaluate_every=1010", "no multiple of method.steps_per_update=50"),
+        ("protocol.validation_fraction=1.5", "not between 0 and 1"),
+        ("method.learning_rate=1", "no such key"),
+        ("seed", "not of the form key=value"),
+        ("seed=-1", "negative"),
+        ("sweep=table2", r"\+sweep=table2"),
+    ],
+)
+def test_a_wrong_value_says_what_is_wrong(override: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        compose_run(["method=dr", override])
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("sweep=table9", "Known sweeps: demo, table2"),
+        ("dataset=digits", "sweep table2 has no dataset 'digits'. It has: mnist"),
+        ("method=sgd,foo", "sweep table2 has no method 'foo'. It has: sgd, adam, dr, ap, cp"),
+        ("model=foo", "It has: mlp_1x128, mlp_4x128, mlp_4x128_skip"),
+        ("seeds=none", "seeds=none is not a positive number"),
+        ("speed=1", "unknown key 'speed'"),
+        ("seed=1", "for example seeds=5"),
+    ],
+)
+def test_a_wrong_plan_says_what_there_is(argument: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        plan([argument])
+    assert message in str(caught.value)

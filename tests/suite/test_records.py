@@ -1,0 +1,74 @@
+"""Identity and the record's contract."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.config import compose_run
+from experiments.records import Cell, Clocks, DataInfo, Metrics, Record, run_id, scientific_config, write_record
+
+METRICS = Metrics(0.9, 0.95, 0.96, 2000, 7000, 1000, 0.5, "patience")
+CLOCKS = Clocks(1.0, 2.0, 0.1, 0.2, 0.3, 0.4)
+DATA = DataInfo("digits", 10, 1, 2, "0" * 64, False)
+CELL = Cell("digits", "mlp_1x32", "sgd", None)
+RECORD = Record(1, "id", CELL, 0, "paper", {}, METRICS, CLOCKS, 10, DATA, "then", "now", {})
+
+
+def test_a_run_keeps_its_name() -> None:
+    """Finished runs are found by these names: a change here orphans every committed record."""
+    assert run_id(compose_run(["dataset=mnist", "model=mlp_1x128", "method=sgd"])) == "mnist-mlp_1x128-sgd-s0-68a76be3"
+    assert (
+        run_id(compose_run(["dataset=mnist", "model=mlp_1x128", "method=dr", "seed=3"]))
+        == "mnist-mlp_1x128-dr-published-s3-8238ca19"
+    )
+
+
+@pytest.mark.parametrize(
+    "override", ["paths.results=elsewhere", "paths.data=elsewhere", "retry_failed=true", "preset.name=other"]
+)
+def test_what_changes_no_number_changes_no_name(override: str) -> None:
+    assert run_id(compose_run(["method=dr", override])) == run_id(compose_run(["method=dr"]))
+
+
+@pytest.mark.parametrize(
+    "override", ["seed=1", "engine=exact", "engine.prox_lambda=4", "protocol.patience=6", "model.hidden=[31]"]
+)
+def test_what_changes_a_number_changes_the_name(override: str) -> None:
+    assert run_id(compose_run(["method=dr", override])) != run_id(compose_run(["method=dr"]))
+
+
+def test_gradient_methods_have_no_engine() -> None:
+    sgd = compose_run(["method=sgd"])
+    assert run_id(compose_run(["method=sgd", "engine=exact"])) == run_id(sgd)
+    assert "engine" not in scientific_config(sgd)
+
+
+def test_a_record_is_written_as_the_contract_says(tmp_path: Path) -> None:
+    write_record(tmp_path, RECORD)
+    content = json.loads((tmp_path / "record.json").read_text())
+    assert content["cell"] == {"dataset": "digits", "model": "mlp_1x32", "method": "sgd", "engine": None}
+    assert content["metrics"]["stopped_by"] == "patience"
+    assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"metrics": dataclasses.replace(METRICS, test_accuracy=90.0)}, "metrics.test_accuracy"),
+        ({"metrics": dataclasses.replace(METRICS, test_accuracy=float("nan"))}, "metrics.test_accuracy"),
+        ({"metrics": dataclasses.replace(METRICS, stopped_by="boredom")}, "metrics.stopped_by"),
+        ({"metrics": dataclasses.replace(METRICS, best_step=9000)}, "out of order"),
+        ({"clocks": dataclasses.replace(CLOCKS, train_s=-1.0)}, "clocks.train_s"),
+        ({"data": dataclasses.replace(DATA, subset=0)}, "data.subset"),
+        ({"seed": "0"}, "seed"),
+    ],
+)
+def test_a_record_that_breaks_the_contract_is_not_written(change: dict[str, Any], field: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=field):
+        write_record(tmp_path, dataclasses.replace(RECORD, **change))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,154 @@
+"""Runs as folders: whole, skipped, cut, failed, retried, owned."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from filelock import FileLock
+
+from experiments.cells import Planned
+from experiments.config import ROOT, choices
+from experiments.records import Event, run_id, scientific_config
+from experiments.reproduce import run_missing
+from experiments.runner import RunBusy, RunFailed, Status, execute, folder_of, status_of
+
+DIVERGING = ("method=sgd", "method.learning_rate=1e30")
+
+
+def ignore(event: Event) -> None:
+    """Nobody watches."""
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """The lines of `events.jsonl`."""
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module", params=choices("method"))
+def finished(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, compose_in: Callable[..., Planned]
+) -> Planned:
+    """A finished run of each method."""
+    planned = compose_in(tmp_path_factory.mktemp("runs"), f"method={request.param}")
+    assert status_of(planned.config) is Status.MISSING
+    record = execute(planned.config, planned.overrides, ignore)
+    assert record is not None
+    assert record.run_id == run_id(planned.config)
+    return planned
+
+
+def test_a_run_leaves_a_whole_folder(finished: Planned) -> None:
+    folder = folder_of(finished.config)
+    assert status_of(finished.config) is Status.DONE
+    names = {"config.yaml", "events.jsonl", "record.json", "command.sh", "environment.json", "run.lock"}
+    assert {path.name for path in folder.iterdir()} == names
+    record = json.loads((folder / "record.json").read_text())
+    assert record["config"] == scientific_config(finished.config)
+    assert record["config"] == yaml.safe_load((folder / "config.yaml").read_text())
+    assert record["environment"] == json.loads((folder / "environment.json").read_text())
+    everything = "".join(path.read_text() for path in folder.iterdir())
+    assert str(ROOT) not in everything, "a machine's folder must not be published"
+
+
+def test_a_record_agrees_with_its_events(finished: Planned) -> None:
+    folder = folder_of(finished.config)
+    record, events = json.loads((folder / "record.json").read_text()), read_events(folder)
+    gradient = finished.config.method.name in ("sgd", "adam")
+    assert [event["step"] for event in events] == [0, 50, 100, 150, 200]
+    assert [event["update"] for event in events] == ([0, 50, 100, 150, 200] if gradient else [0, 1, 2, 3, 4])
+    assert all(earlier["train_s"] < later["train_s"] for earlier, later in itertools.pairwise(events))
+    metrics, clocks, data = record["metrics"], record["clocks"], record["data"]
+    assert metrics["validation_accuracy"] == max(event["validation_accuracy"] for event in events)
+    assert (metrics["steps_run"], metrics["stopped_by"]) == (200, "max_steps")
+    assert clocks["train_s"] == events[-1]["train_s"]
+    assert clocks["device_ms_per_step"] == pytest.approx(1e3 * clocks["train_s"] / 200)
+    assert clocks["end_to_end_ms_per_step"] >= clocks["device_ms_per_step"]
+    assert (data["n_train"], data["n_validation"], data["n_test"]) == (1293, 144, 360)
+    # Published: only the gradient baselines have a bias in the last layer.
+    assert record["parameters"] == 64 * 32 + 32 + 32 * 10 + (10 if gradient else 0)
+
+
+@pytest.mark.parametrize("finished", ["adam"], indirect=True)
+def test_a_finished_run_is_skipped(finished: Planned) -> None:
+    record = folder_of(finished.config) / "record.json"
+    before = record.stat().st_mtime_ns
+    assert execute(finished.config, finished.overrides, ignore) is None
+    assert record.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("finished", ["adam"], indirect=True)
+def test_the_command_of_a_run_is_that_run(finished: Planned) -> None:
+    folder = folder_of(finished.config)
+    command = (folder / "command.sh").read_text().splitlines()[-1].split()
+    assert command[:3] == ["python", "-m", "experiments.run"]
+    # Where results lie is the machine's business, so it is added here.
+    arguments = [*command[1:], f"paths.results={folder.parent}"]
+    again = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f"{folder.name} is finished: nothing to do" in again.stdout
+
+
+@pytest.mark.parametrize("finished", ["adam"], indirect=True)
+def test_a_cut_run_starts_over_and_gives_the_same_numbers(finished: Planned, short: Callable[..., Planned]) -> None:
+    def cut(event: Event) -> None:
+        if event.step == 100:
+            raise KeyboardInterrupt
+
+    planned = short("method=adam")
+    with pytest.raises(KeyboardInterrupt):
+        execute(planned.config, planned.overrides, cut)
+    assert status_of(planned.config) is Status.MISSING
+    execute(planned.config, planned.overrides, ignore)
+    assert status_of(planned.config) is Status.DONE
+    clocks = {"train_s", "wall_s"}
+    first, again = (
+        [{key: value for key, value in event.items() if key not in clocks} for event in read_events(folder_of(config))]
+        for config in (finished.config, planned.config)
+    )
+    assert first == again
+
+
+def test_infinite_parameters_stop_a_run_and_cost_no_other(
+    short: Callable[..., Planned], capsys: pytest.CaptureFixture[str]
+) -> None:
+    planned = [short(*DIVERGING), short("method=sgd")]
+    errors = run_missing(planned)
+    (failed, done) = (folder_of(each.config) for each in planned)
+    assert "0 of 2 runs are finished, 2 to run." in capsys.readouterr().out
+    assert [status_of(each.config) for each in planned] == [Status.FAILED, Status.DONE]
+    assert len(errors) == 1
+    assert f"{failed.name} failed at step 50: Diverged: parameters are not finite at step 50; the" in errors[0]
+    failure = json.loads((failed / "FAILED.json").read_text())
+    assert (failure["type"], failure["step"]) == ("Diverged", 50)
+    assert "experiments/training.py" in failure["traceback"]
+    assert str(ROOT) not in failure["traceback"]
+
+    # A failure stays until somebody asks to try again.
+    errors = run_missing(planned)
+    assert "1 of 2 runs are finished, 1 to run." in capsys.readouterr().out
+    assert f"{failed.name} failed earlier at step 50" in errors[0]
+    assert "add retry_failed=true" in errors[0]
+    with pytest.raises(RunFailed, match="failed at step 50"):
+        execute(short(*DIVERGING, "retry_failed=true").config, (), ignore)
+
+    assert run_missing(planned[1:]) == []
+    assert "1 of 1 runs are finished: nothing to do." in capsys.readouterr().out
+    assert (done / "record.json").exists()
+
+
+def test_a_run_has_one_owner(short: Callable[..., Planned]) -> None:
+    planned = short("method=sgd")
+    folder = folder_of(planned.config)
+    folder.mkdir(parents=True)
+    with FileLock(folder / "run.lock"):
+        assert status_of(planned.config) is Status.RUNNING
+        with pytest.raises(RunBusy, match="another process"):
+            execute(planned.config, planned.overrides, ignore)
+    assert status_of(planned.config) is Status.MISSING

@@ -1,0 +1,126 @@
+"""The compiled parts: keys, batches, chunks, evaluation, and how often anything is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from baselines.gradient import GradientMethod
+from baselines.mlp import MLP
+from experiments.cells import Planned
+from experiments.compiled import EVALUATION_BATCH, TrainState, initial_state, make_chunk, make_evaluation, next_batch
+from experiments.data import load
+from experiments.keys import key_for
+from experiments.records import Event
+from experiments.training import train
+
+
+def test_keys_differ_by_axis_and_seed() -> None:
+    keys = [key_for(seed, axis) for seed in (0, 1) for axis in ("split", "init", "order")]
+    assert len({tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}) == 6
+
+
+def epochs(n: int, batch_size: int, count: int, seed: int = 0) -> np.ndarray:
+    """Indices of the batches of `count` epochs, (count, batches, batch_size)."""
+    key, batches = key_for(seed, "order"), n // batch_size
+    state = initial_state(GradientMethod(optax.sgd(1.0)), (), n)
+    draw = jax.jit(next_batch, static_argnums=2)
+    found = []
+    for update in range(count * batches):
+        indices, order = draw(state._replace(update=jnp.int32(update)), key, batch_size)
+        state = TrainState((), (), jnp.int32(update), order)
+        found.append(np.asarray(indices))
+    return np.stack(found).reshape(count, batches, batch_size)
+
+
+def test_an_epoch_visits_every_sample_once() -> None:
+    for epoch in epochs(12, 4, 3):
+        assert sorted(epoch.ravel().tolist()) == list(range(12))
+
+
+def test_a_remainder_is_dropped_and_differs_by_epoch() -> None:
+    visited = epochs(14, 4, 4)
+    assert all(len(set(epoch.ravel().tolist())) == 12 for epoch in visited)
+    assert len({frozenset(range(14)) - frozenset(epoch.ravel().tolist()) for epoch in visited}) > 1
+
+
+def test_the_order_depends_on_epoch_and_seed_alone() -> None:
+    first, again, other = epochs(12, 4, 2), epochs(12, 4, 2), epochs(12, 4, 2, seed=1)
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first[0], first[1])
+    assert not np.array_equal(first, other)
+
+
+def test_two_short_chunks_are_one_long_chunk() -> None:
+    """State, key and data determine the future: where a chunk ends changes no bit."""
+    key = jax.random.key(0)
+    x, y = jax.random.normal(key, (20, 6)), jnp.arange(20) % 3
+    model, method = MLP((5,), 3), GradientMethod(optax.adam(0.1))
+    apply: Any = model.apply
+    start = initial_state(method, model.init(key, x), 20)
+    short, long = (jax.jit(make_chunk(apply, method, batch_size=8, updates=n)) for n in (3, 6))
+    twice, _ = short(short(start, x, y, key)[0], x, y, key)
+    once, report = long(start, x, y, key)
+    jax.tree.map(np.testing.assert_array_equal, twice, once)
+    assert bool(report.finite)
+    assert int(report.first_bad) == -1
+    assert int(once.update) == 6
+
+
+@pytest.mark.parametrize("n", [7, EVALUATION_BATCH, 2 * EVALUATION_BATCH + 3])
+def test_evaluation_counts_every_sample_once(n: int) -> None:
+    key = jax.random.key(1)
+    x, y = jax.random.normal(key, (n, 4)), jax.random.randint(key, (n,), 0, 4)
+    correct, loss = jax.jit(make_evaluation(lambda params, x: params * x))(jnp.float32(2), x, y)
+    assert int(correct) == int(np.sum(np.argmax(np.asarray(x), -1) == np.asarray(y)))
+    expected = optax.softmax_cross_entropy_with_integer_labels(2 * x, y)
+    np.testing.assert_allclose(loss, expected.sum(), rtol=1e-5)
+
+
+def test_nothing_is_compiled_between_the_first_evaluation_and_the_last(short: Callable[..., Planned]) -> None:
+    config = short("method=adam").config
+    compiled: list[str] = []
+    heard: list[int] = []
+
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    def note(event: Event) -> None:
+        heard.append(len(compiled))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        train(config, load(config.dataset, Path()), note)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert len(heard) == 5
+    assert heard[0] > 0, "the listener heard no compilation at all"
+    assert len(set(heard)) == 1
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("output_bias", [False, True])
+def test_mlp_has_the_published_layers(skip: bool, output_bias: bool) -> None:
+    model = MLP((8, 8, 8), 5, skip=skip, output_bias=output_bias)
+    params: Any = model.init(jax.random.key(0), jnp.zeros((1, 400)))["params"]
+    assert params["Dense_3"]["kernel"].shape == ((24 if skip else 8), 5)
+    assert ("bias" in params["Dense_3"]) == output_bias
+    assert all(not params[f"Dense_{i}"]["bias"].any() for i in range(3))
+    np.testing.assert_allclose(params["Dense_0"]["kernel"].std(), np.sqrt(2 / 400), rtol=0.05)
+
+
+def test_gradient_method_descends_the_mean_loss() -> None:
+    target = jnp.array([1.0, 2.0, 6.0])
+    method = GradientMethod(optax.sgd(0.5))
+    params = jnp.float32(0.0)
+    params, _, loss = method.update(lambda p: (p - target) ** 2, params, method.init(params))
+    np.testing.assert_allclose(loss, np.mean(np.square([1, 2, 6])), rtol=1e-6)
+    np.testing.assert_allclose(params, 3.0, rtol=1e-6)  # the mean: 0 - 0.5 * 2 * (0 - 3)
