@@ -66,6 +66,7 @@ class ProjectionConfig(MethodConfig):
 
     steps_per_update: int = MISSING
     relaxation: float | None = MISSING
+    window: int | None = MISSING
     representation: str = MISSING
 
 

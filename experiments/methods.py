@@ -78,7 +78,8 @@ def build_method(method: MethodConfig, engine: EngineConfig) -> Method:
         return GradientMethod(_choose("gradient method", GRADIENT, method.name)(method.learning_rate))
     assert isinstance(method, ProjectionConfig)
     operators = _choose("engine", OPERATORS, engine.name)
-    options: dict[str, Any] = {} if method.relaxation is None else {"relaxation": method.relaxation}
+    given = {"relaxation": method.relaxation, "window": method.window}
+    options = {key: value for key, value in given.items() if value is not None}
     optimizer = _choose("projection method", PROJECTION, method.name)(
         steps_per_update=method.steps_per_update,
         operators=dataclasses.replace(operators, prox_lambda=engine.prox_lambda),

@@ -135,7 +135,7 @@ class DouglasRachford(ProjectionMethod):
             :class:`pjax_core.copies.History`). Exact when it exceeds ``steps_per_update``.
 
     ``representation="history"`` holds every bilinear node by its history; ``"auto"`` those that keep at
-    least 64 copies of every element, and the edges of the rest (an output layer has few edges, and large
+    least 32 copies of every element, and the edges of the rest (an output layer has few edges, and large
     roots that give its past a long weight).
     """
 
@@ -165,7 +165,7 @@ class DouglasRachford(ProjectionMethod):
     def hold(self, graph: Graph, number: int) -> Holder:
         node = graph.nodes[number]
         bilinear = node.primitive in rules.bilinear_rules
-        wide = bilinear and _fan_out(graph, number) >= 64
+        wide = bilinear and _fan_out(graph, number) >= 32
         if self.representation == "edges" or not (wide or (bilinear and self.representation == "history")):
             return Edges(node, self.operators)
         constants = set(graph.numbers("constant"))
