@@ -41,8 +41,9 @@ data: $(STAMP) ## import a data set once, checksummed: DATASET=mnist RAW=<folder
 reproduce: $(STAMP) ## run what is missing of a table, then print it: TABLE=2 DATASET=mnist PRESET=paper SEEDS=5 [MODEL= METHOD= ENGINE=]
 	@$(BIN)/python -m experiments.reproduce sweep=table$(TABLE) $(SELECTION)
 
-tables: $(STAMP) ## print ours beside published, from the records that exist
-	@$(BIN)/python -m analysis.tables
+tables: $(STAMP) ## print ours beside published, from the records that exist: all tables, or [TABLE= DATASET=]
+	@$(BIN)/python -m analysis.tables $(if $(filter command,$(origin TABLE)),--table $(TABLE)) \
+	  $(if $(filter command,$(origin DATASET)),--dataset $(DATASET))
 
 status: $(STAMP) ## grid of cells: done, running, failed, missing
 	@$(BIN)/python -m experiments.status sweep=table$(TABLE) $(SELECTION)

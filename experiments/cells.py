@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,8 +19,9 @@ protocol.max_steps=20000 or retry_failed=true"""
 
 @dataclass(frozen=True)
 class Planned:
-    """A run and the arguments it was composed from."""
+    """A run, the sweep that asks for it and the arguments it was composed from."""
 
+    sweep: str
     config: RunConfig
     overrides: tuple[str, ...]
 
@@ -66,5 +69,20 @@ def plan(arguments: Sequence[str]) -> list[Planned]:
         # Composing takes a tenth of a second, so a cell is composed once and not once per seed.
         config = compose_run([*cell, *common])
         for seed in range(int(seeds)):
-            planned.append(Planned(dataclasses.replace(config, seed=seed), (*cell, f"seed={seed}", *common)))
+            planned.append(Planned(sweep, dataclasses.replace(config, seed=seed), (*cell, f"seed={seed}", *common)))
     return planned
+
+
+def main() -> int:
+    """Print the runs that the command line asks for, one a line, as quoted arguments of `experiments.run`."""
+    try:
+        for run in parse("python -m experiments.cells", main.__doc__ or ""):
+            print(shlex.join(run.overrides))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

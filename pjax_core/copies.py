@@ -16,7 +16,6 @@ All have the verbs ``uniform`` (all copies equal), ``sums`` (over the copies of 
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp

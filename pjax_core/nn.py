@@ -2,6 +2,7 @@
 
 import copy
 import zlib
+from collections.abc import Callable
 from typing import Any, Self
 
 import jax
@@ -24,9 +25,7 @@ class Module:
         del key
         return {}
 
-    def __call__(self, *args: Any) -> Any:
-        """Compute; parameters are attributes of the bound module."""
-        raise NotImplementedError(f"{type(self).__name__} defines no __call__")
+    __call__: Callable[..., Any]
 
     def _children(self) -> dict[str, "Module"]:
         children: dict[str, Module] = {}

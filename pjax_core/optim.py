@@ -98,11 +98,13 @@ class _Cycles(ProjectionMethod):
     _exact: ClassVar[tuple[str, ...]] = ("consensus", "edges")
 
     def step(self, problem: Problem, z: State) -> State:
+        """Project onto one set after the other."""
         for numbers in self.cycle(problem.graph):
             z = problem.project(numbers, z)
         return z
 
     def hold(self, graph: Graph, number: int) -> Holder:
+        """Consensus unless edges are asked for."""
         if self.representation == "edges":
             return Edges(graph.nodes[number], self.operators)
         fixed = frozenset(graph.numbers("constant"))
@@ -114,6 +116,7 @@ class AlternatingProjections(_Cycles):
     """AP (Eq. 5): ``z <- P_B P_A z`` on the two sides of the bipartition, A the side of the target."""
 
     def cycle(self, graph: Graph) -> tuple[tuple[int, ...], ...]:
+        """The two sides."""
         return graph.sides
 
 
@@ -122,6 +125,7 @@ class CyclicProjections(_Cycles):
     """CP (Eq. 6): every node once a cycle, in the layers of a backward search from the target."""
 
     def cycle(self, graph: Graph) -> tuple[tuple[int, ...], ...]:
+        """The layers, the target first."""
         return graph.layers
 
 
@@ -153,9 +157,11 @@ class DouglasRachford(ProjectionMethod):
             raise ValueError(f"window={self.window}: at least 1 slot of history")
 
     def cycle(self, graph: Graph) -> tuple[tuple[int, ...], ...]:
+        """The two sides."""
         return graph.sides
 
     def step(self, problem: Problem, z: State) -> State:
+        """Reflect, project, average; the shadow is read out of the governing iterate."""
         side_a, side_b = problem.graph.sides
         x = problem.project(side_a, z)
         y = problem.project(side_b, problem.combine((2, x), (-1, z)))
@@ -163,6 +169,7 @@ class DouglasRachford(ProjectionMethod):
         return problem.settle(problem.combine((1, z), (2 * r, y), (-2 * r, x)))
 
     def hold(self, graph: Graph, number: int) -> Holder:
+        """History for wide bilinear nodes, edges for the rest."""
         node = graph.nodes[number]
         bilinear = node.primitive in rules.bilinear_rules
         wide = bilinear and _fan_out(graph, number) >= 32

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.extend.core import primitives as jax_primitives
 from jax.interpreters import ad, batching, mlir
@@ -101,9 +102,9 @@ def defprimitive(name: str, fun: Callable[..., Array]) -> Primitive:
     prim = Primitive(name)
     prim.def_impl(fun)
 
-    def abstract(*avals: Any, **params: Any) -> jax.core.ShapedArray:
+    def abstract(*avals: Any, **params: Any) -> ShapedArray:
         out = jax.eval_shape(functools.partial(fun, **params), *avals)
-        return jax.core.ShapedArray(out.shape, out.dtype)
+        return ShapedArray(out.shape, out.dtype)
 
     def jvp(primals: Any, tangents: Any, **params: Any) -> tuple[Array, Array]:
         tangents = tuple(map(ad.instantiate_zeros, tangents))

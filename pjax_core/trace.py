@@ -7,7 +7,6 @@ inlined.
 """
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import ShapedArray, Tracer
 from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive
 from jax.extend.core import primitives as jax_primitives
@@ -99,6 +99,11 @@ def _frozen(params: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(params.items()))
 
 
+def _aval(atom: Any) -> ShapedArray:
+    """Shape and dtype of a jaxpr's variable."""
+    return atom.aval
+
+
 def _source(eqn: JaxprEqn) -> str:
     """Return the user's line that made this equation."""
     return source_info_util.summarize(eqn.source_info)
@@ -178,7 +183,7 @@ class _Tracer:
     def _is_copy(eqn: JaxprEqn) -> bool:
         """Report copies, and conversions that change no value."""
         if eqn.primitive is jax_primitives.convert_element_type_p:
-            return eqn.invars[0].aval.dtype == eqn.outvars[0].aval.dtype
+            return _aval(eqn.invars[0]).dtype == _aval(eqn.outvars[0]).dtype
         return eqn.primitive in rules.copy_rules
 
     def _copy(self, eqn: JaxprEqn, inputs: list[Any]) -> list[Any]:
@@ -201,7 +206,7 @@ class _Tracer:
                 sources.append(("index", len(self.indices) - 1))
         self.copies.append(_CopyEqn(eqn.primitive, _frozen(eqn.params), tuple(sources), len(eqn.outvars)))
         number = len(self.copies) - 1
-        return [_Value(None, (number, i), var.aval.shape, var.aval.dtype) for i, var in enumerate(eqn.outvars)]
+        return [_Value(None, (number, i), _aval(var).shape, _aval(var).dtype) for i, var in enumerate(eqn.outvars)]
 
     def _loss(self, eqn: JaxprEqn, inputs: list[Any]) -> _Value:
         if any(isinstance(x, _Value) for x in inputs[1:]):
@@ -214,10 +219,10 @@ class _Tracer:
         (var,) = eqn.outvars
         values = [x if isinstance(x, _Value) else self._constant(x) for x in inputs]
         if prim in rules.elementwise:
-            values = [self._repeat(x, var.aval.shape) for x in values]
+            values = [self._repeat(x, _aval(var).shape) for x in values]
         operands = tuple(self._operand(x) for x in values)
         name = str(prim)
-        return self._add(Node(kind, name, var.aval.shape, var.aval.dtype, prim, _frozen(params), operands))
+        return self._add(Node(kind, name, _aval(var).shape, _aval(var).dtype, prim, _frozen(params), operands))
 
     def _repeat(self, value: _Value, shape: tuple[int, ...]) -> _Value:
         """Copy scalars and axes of length 1 as an element-wise primitive does."""
@@ -301,7 +306,7 @@ class _Tracer:
 
 def _is_zero(x: Any) -> bool:
     """Whether a constant is known to be zero while tracing (a traced array is not known)."""
-    if isinstance(x, (_Value, jax.core.Tracer)):
+    if isinstance(x, (_Value, Tracer)):
         return False
     return not np.any(np.asarray(x))
 
@@ -334,6 +339,5 @@ def _no_rule(eqn: JaxprEqn) -> str:
         f"{eqn.primitive} at {_source(eqn)} has no projection rule. Constraints with a rule: "
         f"{', '.join(known)}, max(., 0); copies: {', '.join(sorted(map(str, rules.copy_rules)))}. "
         "Write the operation with these, close over it if it does not depend on the parameters, or "
-        "register a rule: pjax_core.defproj(primitive, rule), see "
-        f"{inspect.getmodule(rules.defproj).__name__}"
+        "register a rule: pjax_core.defproj(primitive, rule), see pjax_core.rules"
     )

@@ -1,5 +1,7 @@
 """Networks, data and comparisons that the engine's tests share."""
 
+import itertools
+
 import flax.linen
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ class MLP(nn.Module):
         super().__init__()
         *widths, classes = sizes
         self.skip = skip
-        self.linears = [nn.Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True)]
+        self.linears = [nn.Linear(i, o) for i, o in itertools.pairwise(widths)]
         self.relus = [nn.ReLU(o) for o in widths[1:]]
         self.out = nn.Linear(sum(widths[1:]) if skip else widths[-1], classes)
 

@@ -13,7 +13,7 @@ Node = tuple  # ("x", b, i), ("w", l, i, o), ("b", l, o), ("dot", l, b, o), ("re
 def project_dot(x, w, z):
     p, q = x @ w, x @ x + w @ w
     f = lambda t: ((1 + t * t) * p + t * q) / (1 - t * t) ** 2 - z + t  # noqa: E731
-    t = scipy.optimize.brentq(f, -1 + 1e-12, 1 - 1e-12, xtol=1e-15, rtol=1e-15)
+    t: float = scipy.optimize.brentq(f, -1 + 1e-12, 1 - 1e-12, xtol=1e-15)  # pyright: ignore[reportAssignmentType]
     return (x + t * w) / (1 - t * t), (w + t * x) / (1 - t * t), z - t
 
 

@@ -1,5 +1,7 @@
 """Modules: names, initial values, sharing, and Listing 1 as printed."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,7 +94,7 @@ def test_listing_1_runs_as_printed_but_for_the_import():
     rng = np.random.default_rng(0)
     y = rng.integers(10, size=(3, 32))
     x = rng.normal(size=(10, 784))[y] + 0.3 * rng.normal(size=(3, 32, 784))
-    scope = {"dataloader": [(jnp.float32(a), jnp.asarray(b)) for a, b in zip(x, y, strict=True)]}
+    scope: dict[str, Any] = {"dataloader": [(jnp.float32(a), jnp.asarray(b)) for a, b in zip(x, y, strict=True)]}
     exec(source, scope)
     assert set(scope["params"]) == {"hidden.weight", "relu.bias", "out.weight"}
     losses = pjax.nn.cross_entropy(scope["model"].apply(scope["params"], x[0].astype("float32")), jnp.asarray(y[0]))

@@ -1,6 +1,8 @@
 """Every registered rule against the definition of a projection, and against slow solutions."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +20,8 @@ pytestmark = pytest.mark.usefixtures("x64")
 SAMPLES = 200
 
 
-def _bilinear(x, w, target, weight, operators):
-    x, w, output = projections.project_dot(x, w, target, weight, operators)
+def _bilinear(xs, target, weight, operators):
+    x, w, output = projections.project_dot(xs[0], xs[1], target, weight, operators)
     return (x, w), output
 
 
@@ -28,8 +30,8 @@ class Case:
     """A rule on batches of small problems: ``value`` is the primitive, ``exact_in`` who claims exactness."""
 
     shapes: tuple[tuple[int, ...], ...]
-    rule: object
-    value: object
+    rule: Callable[..., Any]
+    value: Callable[..., Any]
     exact_in: tuple[Operators, ...] = (pjax.EXACT, pjax.PUBLISHED)
     output: tuple[int, ...] = ()
 
@@ -49,13 +51,13 @@ CASES = {
     ),
     P.dot_general_p: Case(
         ((6,), (6,)),
-        lambda xs, y, n, ops: _bilinear(*xs, y, n, ops),
+        _bilinear,
         lambda x, w: (x * w).sum(-1),
         (pjax.EXACT,),
     ),
     P.mul_p: Case(
         ((1,), (1,)),
-        lambda xs, y, n, ops: _bilinear(*xs, y, n, ops),
+        _bilinear,
         lambda x, w: (x * w).sum(-1),
         (pjax.EXACT,),
     ),

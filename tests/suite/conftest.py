@@ -16,7 +16,7 @@ SHORT = ("dataset=digits", "model=mlp_1x32", "protocol.evaluate_every=50", "prot
 def compose_short(folder: Path, *overrides: str) -> Planned:
     """A run of 200 steps with results in `folder`; further overrides come after."""
     arguments = (*SHORT, f"paths.results={folder}", *overrides)
-    return Planned(compose_run(arguments), arguments)
+    return Planned("test", compose_run(arguments), arguments)
 
 
 @pytest.fixture

@@ -1,0 +1,73 @@
+"""Timing of compiled functions side by side, and their memory from the compiler."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One compiled function.
+
+    Attributes:
+        step_ms: median over rounds of the blocked wall-clock time per step.
+        spread_ms: quartiles of the same.
+        peak_mb: arguments, results and temporaries of the compiled program, MB (10^6 bytes).
+        compile_s: tracing and compilation.
+    """
+
+    step_ms: float
+    spread_ms: tuple[float, float]
+    peak_mb: float
+    compile_s: float
+
+
+def measure(
+    cases: Mapping[str, tuple[Callable[..., Any], int]], arguments: tuple[Any, ...], rounds: int = 9
+) -> dict[str, Measurement]:
+    """Time functions in turn, round after round, so that a disturbance hits all of them.
+
+    Args:
+        cases: by name the function of ``arguments`` and the number of steps that it takes.
+        arguments: arrays on the device.
+        rounds: timed calls of each after one that warms up.
+    """
+    compiled, compile_s = {}, {}
+    for name, (fun, _) in cases.items():
+        start = time.perf_counter()
+        compiled[name] = jax.jit(fun).lower(*arguments).compile()
+        compile_s[name] = time.perf_counter() - start
+        jax.block_until_ready(compiled[name](*arguments))
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(rounds):
+        for name, (_, steps) in cases.items():
+            start = time.perf_counter()
+            jax.block_until_ready(compiled[name](*arguments))
+            times[name].append(1e3 * (time.perf_counter() - start) / steps)
+    result = {}
+    for name in cases:
+        memory = compiled[name].memory_analysis()
+        peak = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+        low, high = np.quantile(times[name], [0.25, 0.75])
+        result[name] = Measurement(
+            statistics.median(times[name]), (float(low), float(high)), peak / 1e6, compile_s[name]
+        )
+    return result
+
+
+def environment() -> dict[str, Any]:
+    """Device and versions that the numbers belong to."""
+    device = jax.devices()[0]
+    return {
+        "platform": device.platform,
+        "device": device.device_kind,
+        "cores": os.cpu_count(),
+        "jax": jax.__version__,
+        "numpy": np.__version__,
+    }
