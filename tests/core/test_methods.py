@@ -122,6 +122,7 @@ def test_consensus_over_consumers_differs_only_where_fan_outs_differ():
         assert (error < 1e-9) == same
 
 
+@pytest.mark.usefixtures("x64")
 def test_dots_on_side_a_are_held_by_history_too():
     """An output bias puts the last dot product on side A."""
     x, y = blobs(32, 12, 5)
@@ -134,7 +135,7 @@ def test_dots_on_side_a_are_held_by_history_too():
     graph = pjax.trace(loss_fn, start)
     assert "dot_general" in {graph.nodes[i].name for i in graph.sides[0]}
     history, edges = (DR(20, representation=r, window=21).update(loss_fn, start).params for r in ("history", "edges"))
-    assert relative_error(history, edges, start) < 1e-3
+    assert relative_error(history, edges, start) < RTOL
 
 
 @pytest.mark.parametrize("method", [AP(5), CP(5), DR(5)])
