@@ -99,9 +99,20 @@ class Dots:
         a, d = (jnp.broadcast_to(c, self._output).astype(own.dtype) for c in coefficient)
         return own * self.total(a, position) + self.pull(d, other, position)
 
+    def fan_out(self, position: int) -> float:
+        """Return the mean number of copies of an element of an operand."""
+        copies = jax.eval_shape(self.expand, *self._shapes)[position]
+        return copies.size / self._shapes[position].size
+
     def counts(self, position: int) -> Array | int:
         """Count the copies of every element of an operand, f^T(1; 1); a number where all are equal."""
         with jax.ensure_compile_time_eval():
-            counts = np.asarray(self.total(jnp.ones(self._output), position))
-        counts = np.rint(counts)
-        return int(counts.flat[0]) if np.all(counts == counts.flat[0]) else jnp.asarray(counts)
+            return uniform_count(self.total(jnp.ones(self._output, self._thin[0].dtype), position))
+
+
+def uniform_count(counts: Array) -> Array | int:
+    """Collapse a known array of equal counts to a number, so that compiled code holds no array for it."""
+    known = np.rint(np.asarray(counts))
+    if known.size and np.all(known == known.flat[0]):
+        return int(known.flat[0])
+    return jnp.asarray(known, counts.dtype)

@@ -10,12 +10,13 @@ class                 holds                            exact for
                       one coefficient pair per output  (Douglas-Rachford); a window makes it cheap
 ====================  ===============================  ==============================================
 
-All have the verbs ``uniform`` (all copies equal), ``sums`` (over the copies of each operand element),
-``project``, and, where copies can differ, ``combine`` (linear combinations).
+All have the verbs ``start``, ``write`` (producers make their copies equal), ``mean`` (over the copies of each
+element of a producer), ``project``, and, where copies can differ, ``combine`` (linear combinations).
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,51 +24,108 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from pjax_core import projections, rules
-from pjax_core.bilinear import Dots, Split, projection_factor, split_product, split_sum
+from pjax_core.bilinear import Dots, Split, projection_factor, split_product, split_sum, uniform_count
 from pjax_core.graph import Node
 from pjax_core.operators import Operators
 
 Operands = tuple[Array, ...]
+Values = Mapping[int, Array]  # of nodes, by number
 
 
-def _project_rule(
-    node: Node, operands: Operands, target: Array | None, weight: ArrayLike, operators: Operators
-) -> tuple[Operands, Array | None]:
-    """Apply the rule of a constraint or loss whose operand elements are one edge each."""
-    assert node.primitive is not None
-    table = rules.loss_rules if node.kind == "loss" else rules.projection_rules
-    return table[node.primitive](operands, target, weight, operators, **dict(node.params))
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A constraint or loss at one batch: what a holder of its copies needs to know."""
+
+    node: Node
+    operators: Operators
+    producers: Mapping[int, jax.ShapeDtypeStruct]
+    constants: Values  # those of its producers that are constant
+    indices: Sequence[Array]
+
+    @functools.cached_property
+    def dots(self) -> Dots | None:
+        """The sums of a bilinear node."""
+        return Dots(self.node) if self.node.primitive in rules.bilinear_rules else None
+
+    def spread(self, values: Values, *, partial: bool = False) -> Operands:
+        """Operands from the producers' values; ``partial``: zero where a producer's is not given."""
+        known = dict(values) if partial else {**self.constants, **values}
+        if partial:
+            known |= {p: jnp.zeros(a.shape, a.dtype) for p, a in self.producers.items() if p not in values}
+        return tuple(o.spread([known[p] for p in o.producers], self.indices) for o in self.node.operands)
+
+    def gather(self, position: int, copies: Array) -> dict[int, Array]:
+        """Sum an operand's copies by producer (the transpose of :meth:`spread`)."""
+        operand = self.node.operands[position]
+        avals = [self.producers[p] for p in operand.producers]
+        return dict(zip(operand.producers, operand.gather(copies, avals, self.indices), strict=True))
+
+    @functools.cached_property
+    def counts(self) -> tuple[dict[int, Array | int], ...]:
+        """Edges from every element of a producer, by operand position; a number where all are equal."""
+        found: list[dict[int, Array | int]] = []
+        for position, operand in enumerate(self.node.operands):
+            copies = self.dots.counts(position) if self.dots else 1
+            if not operand.copies:
+                found.append(dict.fromkeys(operand.producers, copies))
+            elif operand.reads_indices:
+                found.append({**self.gather(position, jnp.full(operand.shape, copies, operand.dtype))})
+            else:
+                with jax.ensure_compile_time_eval():
+                    counts = self.gather(position, jnp.full(operand.shape, copies, operand.dtype))
+                    found.append({p: uniform_count(c) for p, c in counts.items()})
+        return tuple(found)
+
+    def means(self, position: int, copies: Array) -> dict[int, Array]:
+        """Average an operand's copies by producer; zero where an element has none."""
+        counts = self.counts[position]
+        return {
+            p: s / (counts[p] if isinstance(counts[p], int) else jnp.maximum(counts[p], 1))
+            for p, s in self.gather(position, copies).items()
+        }
+
+    def project(self, operands: Operands, target: Array | None, weight: ArrayLike) -> tuple[Operands, Array | None]:
+        """Apply the rule of a constraint or loss whose operand elements are one edge each."""
+        assert self.node.primitive is not None
+        table = rules.loss_rules if self.node.kind == "loss" else rules.projection_rules
+        return table[self.node.primitive](operands, target, weight, self.operators, **dict(self.node.params))
 
 
 class Edges:
     """Every copy of every operand: a tuple of arrays, O(edges) memory."""
 
-    def __init__(self, node: Node, operators: Operators) -> None:
-        self._node, self._operators = node, operators
-        self._dots = Dots(node) if node.primitive in rules.bilinear_rules else None
+    def __init__(self, site: Site) -> None:
+        self._site = site
 
-    def uniform(self, operands: Operands) -> Operands:
-        """Give every copy the operand's value."""
-        return self._dots.expand(*operands) if self._dots else operands
+    def start(self, values: Values, pending: frozenset[int]) -> Operands:
+        """Give every copy the value of its producer."""
+        del pending
+        return self._expand(self._site.spread(values))
 
-    def overwrite(self, z: Operands, position: int, mask: Array, operand: Array) -> Operands:
-        """Replace the copies of the operand elements where ``mask`` (0/1, operand's shape) is 1."""
-        filler = [jnp.zeros(o.shape, o.dtype) for o in self._node.operands]
-        masks, news = list(filler), list(filler)
-        masks[position], news[position] = mask, operand
-        chosen, new = self.uniform(tuple(masks))[position], self.uniform(tuple(news))[position]
-        return tuple(jnp.where(chosen > 0, new, old) if i == position else old for i, old in enumerate(z))
+    def _expand(self, operands: Operands) -> Operands:
+        return self._site.dots.expand(*operands) if self._site.dots else operands
 
-    def sums(self, z: Operands, position: int) -> Array:
-        """Sum over the copies of each element of an operand."""
-        return self._dots.contract((z[0], z[1]))[position] if self._dots else z[position]
+    def write(self, z: Operands, values: Values) -> Operands:
+        """Replace the copies of the given producers."""
+        site = self._site
+        if all(p in values for p in site.node.producers()):
+            return self._expand(site.spread(values))
+        ones = {p: jnp.ones_like(v) for p, v in values.items()}
+        masks, news = (self._expand(site.spread(known, partial=True)) for known in (ones, values))
+        return tuple(jnp.where(m > 0, new, old) for m, new, old in zip(masks, news, z, strict=True))
+
+    def mean(self, z: Operands, position: int, producer: int) -> Array:
+        """Average the copies of each element of a producer."""
+        dots = self._site.dots
+        sums = dots.contract((z[0], z[1]))[position] if dots else z[position]
+        return self._site.means(position, sums)[producer]
 
     def project(self, z: Operands, target: Array | None, weight: ArrayLike) -> tuple[Array | None, Operands]:
         """Project the copies and the output's target onto the node's graph."""
-        if self._dots is None or target is None:
-            projected, output = _project_rule(self._node, z, target, weight, self._operators)
+        if self._site.dots is None or target is None:
+            projected, output = self._site.project(z, target, weight)
             return output, projected
-        x, w, output = projections.project_dot(z[0], z[1], target, weight, self._operators)
+        x, w, output = projections.project_dot(z[0], z[1], target, weight, self._site.operators)
         return output, (x, w)
 
     def combine(self, terms: Sequence[tuple[float, Operands]]) -> Operands:
@@ -83,18 +141,16 @@ class Edges:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ConsensusState:
-    """What is live of a node's copies when all of them agree or are about to be averaged.
+    """What is live of a node's copies.
 
     Attributes:
-        values: per operand its value where producers have written it since the node last projected.
-        sums: per operand the sums over the copies that the node's projection left; ``None`` when no
-            producer still has to read them.
-        pending: per operand the producers that have not read the sums yet.
+        values: of the producers that projected since the node did (constants are not kept).
+        means: over the copies that the node's projection left, by operand position, of the producers that
+            have not projected since.
     """
 
-    values: tuple[Array | None, ...]
-    sums: tuple[Array | None, ...]
-    pending: tuple[frozenset[int], ...] = dataclasses.field(metadata={"static": True})
+    values: dict[int, Array]
+    means: tuple[dict[int, Array], ...]
 
 
 class Consensus:
@@ -104,74 +160,49 @@ class Consensus:
     producers projects exactly once and makes its copies equal.
     """
 
-    def __init__(self, node: Node, operators: Operators, fixed: frozenset[int]) -> None:
-        """``fixed`` are the constants: they restore their copies, so nobody reads the sums."""
-        self._node, self._operators = node, operators
-        self._dots = Dots(node) if node.primitive in rules.bilinear_rules else None
-        self._readers = tuple(frozenset(o.producers) - fixed for o in node.operands)
+    def __init__(self, site: Site) -> None:
+        self._site = site
 
-    def _count(self, position: int) -> Array | int:
-        return self._dots.counts(position) if self._dots else 1
+    def _readers(self, position: int) -> list[int]:
+        """Producers that will read the means; constants restore their copies without."""
+        return [p for p in self._site.node.operands[position].producers if p not in self._site.constants]
 
-    def start(self, written: Operands, operands: Operands, pending: tuple[frozenset[int], ...]) -> ConsensusState:
-        """State in the middle of a cycle of a network at rest.
-
-        Args:
-            written: the operands with zeros where their producers have yet to read this node's sums.
-            operands: the operands.
-            pending: those producers.
-        """
-        live = tuple(p & readers for p, readers in zip(pending, self._readers, strict=True))
+    def start(self, values: Values, pending: frozenset[int]) -> ConsensusState:
+        """State of a network at rest, in the middle of a cycle: ``pending`` have yet to read the means."""
+        site = self._site
+        positions = range(len(site.node.operands))
         return ConsensusState(
-            tuple(
-                None if set(o.producers) <= p else w
-                for w, o, p in zip(written, self._node.operands, pending, strict=True)
-            ),
-            tuple(x * self._count(i) if p else None for i, (x, p) in enumerate(zip(operands, live, strict=True))),
-            pending,
+            {p: values[p] for p in site.node.producers() if p not in pending and p not in site.constants},
+            tuple({p: values[p] for p in self._readers(i) if p in pending} for i in positions),
         )
 
-    def write(self, z: ConsensusState, position: int, written: frozenset[int], operand: Array) -> ConsensusState:
-        """Producers ``written`` project: ``operand`` is their part of it, zero elsewhere."""
-        values, sums, pending = list(z.values), list(z.sums), list(z.pending)
-        before = values[position]
-        values[position] = operand if before is None else before + operand
-        pending[position] = pending[position] - written
-        if not pending[position] & self._readers[position]:
-            sums[position] = None
-        return ConsensusState(tuple(values), tuple(sums), tuple(pending))
+    def write(self, z: ConsensusState, values: Values) -> ConsensusState:
+        """Note the values of the producers that projected; their means are dead."""
+        new = {p: values[p] for p in self._site.node.producers() if p in values and p not in self._site.constants}
+        left = tuple({p: m for p, m in means.items() if p not in values} for means in z.means)
+        return ConsensusState({**z.values, **new}, left)
 
-    def sums(self, z: ConsensusState, position: int) -> Array:
-        """Sum over the copies of each element of an operand."""
-        sums, value = z.sums[position], z.values[position]
-        if sums is not None:
-            return sums
-        assert value is not None
-        return value * self._count(position)
+    def mean(self, z: ConsensusState, position: int, producer: int) -> Array:
+        """Average the copies of each element of a producer."""
+        means = z.means[position]
+        return means[producer] if producer in means else z.values[producer]
 
     def project(
         self, z: ConsensusState, target: Array | None, weight: ArrayLike
     ) -> tuple[Array | None, ConsensusState]:
-        """Project; the copies that come out are kept as sums."""
-        operands = tuple(v for v in z.values if v is not None)
-        assert len(operands) == len(z.values), "a node projects after all its producers"
-        if self._dots is None or target is None:
-            projected, output = _project_rule(self._node, operands, target, weight, self._operators)
+        """Project; the copies that come out are kept as means."""
+        site = self._site
+        operands = site.spread(z.values)
+        if site.dots is None or target is None:
+            sums, output = site.project(operands, target, weight)
         else:
             x, w = operands
-            root = projections.dot_root(
-                self._dots.product(x, w),
-                self._dots.norm((x, w), (x, w)),
-                target,
-                weight,
-                self._operators,
-            )
-            factor = projection_factor(root)
-            projected = tuple(self._dots.sums(factor, (x, w), i) if self._readers[i] else None for i in (0, 1))
+            q = site.dots.norm((x, w), (x, w))
+            root = projections.dot_root(site.dots.product(x, w), q, target, weight, site.operators)
+            sums = [site.dots.sums(projection_factor(root), (x, w), i) for i in (0, 1)]
             output = target - root / weight
-        sums = tuple(s if readers else None for s, readers in zip(projected, self._readers, strict=True))
-        pending = tuple(frozenset(o.producers) for o in self._node.operands)
-        return output, ConsensusState((None,) * len(operands), sums, pending)
+        found = (site.means(i, copies) for i, copies in enumerate(sums))
+        return output, ConsensusState({}, tuple({p: g[p] for p in self._readers(i)} for i, g in enumerate(found)))
 
 
 Pair = tuple[Array, Array]
@@ -224,23 +255,27 @@ class History:
     those copies' own: folding makes an error, never an impossible state.
     """
 
-    def __init__(self, node: Node, operators: Operators, window: int, fixed: tuple[bool, bool]) -> None:
-        self._operators, self._window, self._fixed = operators, window, fixed
-        self._shape, self._dtype = node.shape, node.dtype
-        self._dots = Dots(node)
+    def __init__(self, site: Site, window: int) -> None:
+        assert site.dots is not None
+        self._site, self._window, self._dots = site, window, site.dots
+        self._shape, self._dtype = site.node.shape, site.node.dtype
+        x, w = (set(o.producers) <= set(site.constants) for o in site.node.operands)
+        self._fixed = (x, w)
 
     def _full(self, number: Split) -> Pair:
         a, d = (jnp.broadcast_to(c, self._shape).astype(self._dtype) for c in number)
         return a, d
 
-    def uniform(self, operands: Operands) -> _Combination:
-        """Give every copy the operand's value."""
-        x, w = operands
+    def write(self, z: "HistoryState | _Combination", values: Values) -> _Combination:
+        """Give every copy the value of its producer; a two-sided method writes all producers at once."""
+        del z
+        x, w = self._site.spread(values)
         return _Combination(None, (0.0, 0.0), {_Uniform((x, w)): (1.0, 0.0)})
 
-    def start(self, operands: Operands) -> HistoryState:
+    def start(self, values: Values, pending: frozenset[int]) -> HistoryState:
         """State of a network at rest, with as many slots as the window so that its shape is steady."""
-        x, w = operands
+        del pending
+        x, w = self._site.spread(values)
         inner = self._inner((x, w), (x, w), None)
         weights = jnp.zeros((self._window, *self._shape), self._dtype)
         a, d = (jnp.broadcast_to(c, (self._window, self._window, *self._shape)) for c in self._full(inner))
@@ -317,15 +352,16 @@ class History:
         assert d is not None
         return operands, (a, d)
 
-    def sums(self, z: HistoryState | _Combination, position: int) -> Array:
-        """Sum over the copies of each element of an operand."""
+    def mean(self, z: HistoryState | _Combination, position: int, producer: int) -> Array:
+        """Average the copies of each element of a producer."""
         operands, (a, d) = self._terms(self._lift(z))
         own = [pair[position] * self._dots.total(a[i], position) for i, pair in enumerate(operands)]
         if self._fixed[1 - position]:
             # The other operand is the same in every term: its coefficients add up, one product in all.
-            return sum(own, self._dots.pull(jnp.sum(d, 0), operands[0][1 - position], position))
-        pulled = [self._dots.pull(d[i], pair[1 - position], position) for i, pair in enumerate(operands)]
-        return sum(own[1:] + pulled, own[0])
+            pulled = [self._dots.pull(jnp.sum(d, 0), operands[0][1 - position], position)]
+        else:
+            pulled = [self._dots.pull(d[i], pair[1 - position], position) for i, pair in enumerate(operands)]
+        return self._site.means(position, sum(own[1:] + pulled, own[0]))[producer]
 
     def project(
         self, z: HistoryState | _Combination, target: Array | None, weight: ArrayLike
@@ -334,7 +370,7 @@ class History:
         assert target is not None
         z = self._lift(z)
         q, twice_p = self._full(self._norm(z))
-        root = projections.dot_root(twice_p / 2, q, target, weight, self._operators)
+        root = projections.dot_root(twice_p / 2, q, target, weight, self._site.operators)
         factor = projection_factor(root)
         new = {term: split_product(factor, c) for term, c in z.new.items()}
         return target - root / weight, _Combination(z.past, split_product(factor, z.factor), new)

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pjax_core import rules
-from pjax_core.copies import Consensus, Edges, History
+from pjax_core.copies import Consensus, Edges, History, Site
 from pjax_core.graph import Graph
 from pjax_core.operators import EXACT, Operators
 from pjax_core.problem import Holder, Problem, State
@@ -87,7 +86,7 @@ class ProjectionMethod(abc.ABC):
         """One step of the method from the governing iterate ``z``."""
 
     @abc.abstractmethod
-    def hold(self, graph: Graph, number: int) -> Holder:
+    def hold(self, site: Site) -> Holder:
         """Make the holder of a node's copies."""
 
 
@@ -103,12 +102,9 @@ class _Cycles(ProjectionMethod):
             z = problem.project(numbers, z)
         return z
 
-    def hold(self, graph: Graph, number: int) -> Holder:
+    def hold(self, site: Site) -> Holder:
         """Consensus unless edges are asked for."""
-        if self.representation == "edges":
-            return Edges(graph.nodes[number], self.operators)
-        fixed = frozenset(graph.numbers("constant"))
-        return Consensus(graph.nodes[number], self.operators, fixed)
+        return Edges(site) if self.representation == "edges" else Consensus(site)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,25 +164,12 @@ class DouglasRachford(ProjectionMethod):
         r = self.relaxation
         return problem.settle(problem.combine((1, z), (2 * r, y), (-2 * r, x)))
 
-    def hold(self, graph: Graph, number: int) -> Holder:
+    def hold(self, site: Site) -> Holder:
         """History for wide bilinear nodes, edges for the rest."""
-        node = graph.nodes[number]
-        bilinear = node.primitive in rules.bilinear_rules
-        wide = bilinear and _fan_out(graph, number) >= 32
-        if self.representation == "edges" or not (wide or (bilinear and self.representation == "history")):
-            return Edges(node, self.operators)
-        constants = set(graph.numbers("constant"))
-        x, w = (constants >= set(o.producers) for o in node.operands)
-        return History(node, self.operators, self.window, (x, w))
-
-
-def _fan_out(graph: Graph, number: int) -> float:
-    """Return the smaller number of copies that a bilinear node keeps of an element of its operands."""
-    node = graph.nodes[number]
-    rule = rules.bilinear_rules[node.primitive]  # type: ignore[index]
-    operands = [jax.ShapeDtypeStruct(o.shape, o.dtype) for o in node.operands]
-    copies = jax.eval_shape(functools.partial(rule.expand, **dict(node.params)), *operands)
-    return min(c.size / o.size for c, o in zip(copies, operands, strict=True))
+        if site.dots is None or self.representation == "edges":
+            return Edges(site)
+        wide = min(site.dots.fan_out(0), site.dots.fan_out(1)) >= 32
+        return History(site, self.window) if wide or self.representation == "history" else Edges(site)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "graph"))
