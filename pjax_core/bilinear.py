@@ -46,10 +46,6 @@ class Dots:
         self._primitive = node.primitive
         self.rule = rules.bilinear_rules[node.primitive]
         self._shapes = [jax.ShapeDtypeStruct(o.shape, o.dtype) for o in node.operands]
-        self._thin = [
-            jax.ShapeDtypeStruct(shape, node.dtype)
-            for shape in self.rule.collapse(node.operands[0].shape, node.operands[1].shape, **self._params)
-        ]
         self._output = node.shape
 
     def product(self, x: Array, w: Array) -> Array:
@@ -65,10 +61,9 @@ class Dots:
         return jax.linear_transpose(lambda x, w: self.expand(x, w), *self._shapes)(copies)
 
     def _with_ones(self, position: int) -> Callable[[Array], Array]:
-        """Return ``f(., 1)`` or ``f(1, .)``, constant along, and of length 1 in, the other's free axes."""
-        thin = self._thin[1 - position]
-        ones = jnp.ones(thin.shape, thin.dtype)
-        return lambda a: self.product(*((a, ones) if position == 0 else (ones, a)))
+        """Return ``f(., 1)`` or ``f(1, .)``, of length 1 in the other operand's free axes."""
+        other = self._shapes[1 - position].shape
+        return lambda a: self.rule.ones(a, position, other, **self._params)
 
     def norm(self, operands: tuple[Array, Array], others: tuple[Array, Array]) -> Array:
         """Per output <x, x'> + <w, w'>: f(x x', 1) + f(1, w w')."""
@@ -107,7 +102,7 @@ class Dots:
     def counts(self, position: int) -> Array | int:
         """Count the copies of every element of an operand, f^T(1; 1); a number where all are equal."""
         with jax.ensure_compile_time_eval():
-            return uniform_count(self.total(jnp.ones(self._output, self._thin[0].dtype), position))
+            return uniform_count(self.total(jnp.ones(self._output, self._shapes[position].dtype), position))
 
 
 def uniform_count(counts: Array) -> Array | int:

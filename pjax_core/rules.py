@@ -39,13 +39,13 @@ class Bilinear:
     Attributes:
         expand: ``expand(x, w, **params) -> (x', w')``, the copies that the products are made of, shape
             ``output.shape + (terms,)``: ``f(x, w) = sum(x' * w', -1)``. Copies only.
-        collapse: ``collapse(x_shape, w_shape, **params)``: the two shapes with every axis that only the
-            output shares with that operand (its free axes) reduced to length 1. Sums over matrices of
-            ones are taken with the collapsed operand, so they cost a row sum instead of a product.
+        ones: ``ones(a, position, other_shape, **params)``: ``f(a, 1)`` (position 0) or ``f(1, a)`` (1), of
+            length 1 in the output axes that only the other operand has (its free axes). A sum of rows,
+            where a product with a matrix of ones would cost as much as ``f``. Linear in ``a``.
     """
 
     expand: Callable[..., tuple[Array, Array]]
-    collapse: Callable[..., tuple[tuple[int, ...], tuple[int, ...]]]
+    ones: Callable[..., Array]
 
 
 projection_rules: dict[Primitive, Rule] = {}
@@ -208,18 +208,19 @@ def _expand_dot_general(x: Array, w: Array, *, dimension_numbers: Any, **params:
     return jnp.broadcast_to(x, full).reshape(output), jnp.broadcast_to(w, full).reshape(output)
 
 
-def _collapse_dot_general(
-    x_shape: tuple[int, ...], w_shape: tuple[int, ...], *, dimension_numbers: Any, **params: Any
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _ones_dot_general(
+    a: Array, position: int, other_shape: tuple[int, ...], *, dimension_numbers: Any, **params: Any
+) -> Array:
     del params
-    (_, x_free, _), (_, w_free, _) = _dot_axes(dimension_numbers, len(x_shape), len(w_shape))
-    return (
-        tuple(1 if i in x_free else n for i, n in enumerate(x_shape)),
-        tuple(1 if i in w_free else n for i, n in enumerate(w_shape)),
-    )
+    ranks = (a.ndim, len(other_shape)) if position == 0 else (len(other_shape), a.ndim)
+    axes = _dot_axes(dimension_numbers, *ranks)
+    (batch, free, contracted), (_, other_free, _) = axes[position], axes[1 - position]
+    sums = jnp.sum(a.transpose((*batch, *free, *contracted)), tuple(range(len(batch + free), a.ndim)))
+    start = a.ndim - len(contracted) if position == 0 else len(batch)
+    return jnp.expand_dims(sums, tuple(range(start, start + len(other_free))))
 
 
-defbilinear(jax_primitives.dot_general_p, Bilinear(_expand_dot_general, _collapse_dot_general))
+defbilinear(jax_primitives.dot_general_p, Bilinear(_expand_dot_general, _ones_dot_general))
 
 
 def _expand_mul(x: Array, w: Array, **params: Any) -> tuple[Array, Array]:
@@ -227,14 +228,12 @@ def _expand_mul(x: Array, w: Array, **params: Any) -> tuple[Array, Array]:
     return x[..., None], w[..., None]
 
 
-def _collapse_mul(
-    x_shape: tuple[int, ...], w_shape: tuple[int, ...], **params: Any
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    del params
-    return x_shape, w_shape
+def _ones_mul(a: Array, position: int, other_shape: tuple[int, ...], **params: Any) -> Array:
+    del position, other_shape, params
+    return a
 
 
-defelementwise(jax_primitives.mul_p, Bilinear(_expand_mul, _collapse_mul))
+defelementwise(jax_primitives.mul_p, Bilinear(_expand_mul, _ones_mul))
 
 # Losses: the proximal operator of the cross-entropy (Theorem 11), the margin constraint (Theorem 10).
 
