@@ -47,7 +47,7 @@ class Problem:
                 {p: self._values[p] for p, node in producers.items() if node.kind == "constant"},
                 arrays[2],
             )
-        self._holders = {number: hold(site) for number, site in self._sites.items()}
+        self.holders = {number: hold(site) for number, site in self._sites.items()}
 
     def consensus(self, number: int, z: State) -> Array:
         """Average the copies of a node's value over its outgoing edges (Eq. 10; Theorem 3, step 1).
@@ -56,7 +56,7 @@ class Problem:
         element without an edge keeps the value it started from.
         """
         readers = [
-            (self._holders[n].mean(z[n], i, number), self._sites[n].counts[i][number])
+            (self.holders[n].mean(z[n], i, number), self._sites[n].counts[i][number])
             for n, i in self.graph.consumers[number]
         ]
         if self._operators.consensus == "consumers":
@@ -88,12 +88,12 @@ class Problem:
                 loss = kind == "loss"
                 target = None if loss else self.consensus(number, z)
                 weight = 1 if loss or not self._operators.weighted else self._fan_out(number)
-                output, z[number] = self._holders[number].project(z[number], target, weight)
+                output, z[number] = self.holders[number].project(z[number], target, weight)
                 if output is not None:
                     values[number] = output
         for reader in dict.fromkeys(r for n in values for r, _ in graph.consumers[n]):
             written = {p: values[p] for p in graph.nodes[reader].producers() if p in values}
-            z[reader] = self._holders[reader].write(z[reader], written)
+            z[reader] = self.holders[reader].write(z[reader], written)
         return z
 
     def _fan_out(self, number: int) -> Array | float:
@@ -108,7 +108,7 @@ class Problem:
         """
         layer = {number: i for i, numbers in enumerate(cycle) for number in numbers}
         z: State = {}
-        for number, holder in self._holders.items():
+        for number, holder in self.holders.items():
             producers = self.graph.nodes[number].producers()
             # At the start of a cycle those that project before the node have yet to read what it left.
             pending = frozenset(p for p in producers if layer[p] < layer[number])
@@ -119,12 +119,12 @@ class Problem:
         """Linear combination of states, node by node."""
         return {
             n: holder.combine([(c, z[n]) for c, z in terms])  # type: ignore[union-attr]
-            for n, holder in self._holders.items()
+            for n, holder in self.holders.items()
         }
 
     def settle(self, z: State) -> State:
         """Make a state ready for the next step."""
-        return {n: holder.settle(z[n]) for n, holder in self._holders.items()}  # type: ignore[union-attr]
+        return {n: holder.settle(z[n]) for n, holder in self.holders.items()}  # type: ignore[union-attr]
 
     def readout(self, z: State) -> list[Array]:
         """Consensus of every parameter's edges (Algorithm 1, line 9); unread parameters as they were."""

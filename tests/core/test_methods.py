@@ -8,6 +8,8 @@ import pytest
 import pjax_core as pjax
 from pjax_core import nn, optim
 from pjax_core.copies import History
+from pjax_core.problem import Problem
+from pjax_core.trace import trace_with_arrays
 from tests.core.networks import ARCHITECTURES, MLP, FlaxMLP, blobs, network, problem, relative_error
 from tests.core.scalar_oracle import ScalarNetwork
 
@@ -69,9 +71,9 @@ class TestRepresentations:
 def test_a_window_of_two_stays_within_its_bound(sizes, skip, operators):
     """Where "auto" uses history, 20 steps err by less than 0.1 % of the way that the parameters moved."""
     loss_fn, start = network(sizes, skip=skip, batch=64)
-    graph = pjax.trace(loss_fn, start)
-    kinds = [type(DR().hold(graph, n)) for n in graph.numbers("constraint")]
-    assert kinds.count(History) == len(sizes) - 2
+    graph, constants, indices = trace_with_arrays(loss_fn, start)
+    holders = Problem(graph, (jax.tree.leaves(start), constants, indices), operators, DR().hold).holders
+    assert list(map(type, holders.values())).count(History) == len(sizes) - 2
     edges, windowed = (DR(20, operators, r, window=2).update(loss_fn, start).params for r in ("edges", "auto"))
     assert relative_error(windowed, edges, start) < 1e-3
 
