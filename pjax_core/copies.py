@@ -15,7 +15,6 @@ element of a producer), ``project``, and, where copies can differ, ``combine`` (
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -32,49 +31,53 @@ Operands = tuple[Array, ...]
 Values = Mapping[int, Array]  # of nodes, by number
 
 
-@dataclasses.dataclass(frozen=True)
 class Site:
-    """A constraint or loss at one batch: what a holder of its copies needs to know."""
+    """A constraint or loss at one batch: what a holder of its copies needs to know.
 
-    node: Node
-    operators: Operators
-    producers: Mapping[int, jax.ShapeDtypeStruct]
-    constants: Values  # those of its producers that are constant
-    indices: Sequence[Array]
+    Attributes:
+        node, operators: how to project.
+        constants: the values of its producers that are constant.
+        dots: the sums of a bilinear node, else ``None``.
+        counts: edges from every element of a producer, by operand position; a number where all are equal.
+    """
 
-    @functools.cached_property
-    def dots(self) -> Dots | None:
-        """The sums of a bilinear node."""
-        return Dots(self.node) if self.node.primitive in rules.bilinear_rules else None
+    def __init__(
+        self,
+        node: Node,
+        operators: Operators,
+        producers: Mapping[int, jax.ShapeDtypeStruct],
+        constants: Values,
+        indices: Sequence[Array],
+    ) -> None:
+        self.node, self.operators, self.constants = node, operators, constants
+        self._producers, self._indices = producers, indices
+        self.dots = Dots(node) if node.primitive in rules.bilinear_rules else None
+        # Here and not on demand: outside the loop over steps, which then does not repeat them.
+        self.counts = tuple(self._count(position) for position in range(len(node.operands)))
 
     def spread(self, values: Values, *, partial: bool = False) -> Operands:
         """Operands from the producers' values; ``partial``: zero where a producer's is not given."""
         known = dict(values) if partial else {**self.constants, **values}
         if partial:
-            known |= {p: jnp.zeros(a.shape, a.dtype) for p, a in self.producers.items() if p not in values}
-        return tuple(o.spread([known[p] for p in o.producers], self.indices) for o in self.node.operands)
+            known |= {p: jnp.zeros(a.shape, a.dtype) for p, a in self._producers.items() if p not in values}
+        return tuple(o.spread([known[p] for p in o.producers], self._indices) for o in self.node.operands)
 
     def gather(self, position: int, copies: Array) -> dict[int, Array]:
         """Sum an operand's copies by producer (the transpose of :meth:`spread`)."""
         operand = self.node.operands[position]
-        avals = [self.producers[p] for p in operand.producers]
-        return dict(zip(operand.producers, operand.gather(copies, avals, self.indices), strict=True))
+        avals = [self._producers[p] for p in operand.producers]
+        return dict(zip(operand.producers, operand.gather(copies, avals, self._indices), strict=True))
 
-    @functools.cached_property
-    def counts(self) -> tuple[dict[int, Array | int], ...]:
-        """Edges from every element of a producer, by operand position; a number where all are equal."""
-        found: list[dict[int, Array | int]] = []
-        for position, operand in enumerate(self.node.operands):
-            copies = self.dots.counts(position) if self.dots else 1
-            if not operand.copies:
-                found.append(dict.fromkeys(operand.producers, copies))
-            elif operand.reads_indices:
-                found.append({**self.gather(position, jnp.full(operand.shape, copies, operand.dtype))})
-            else:
-                with jax.ensure_compile_time_eval():
-                    counts = self.gather(position, jnp.full(operand.shape, copies, operand.dtype))
-                    found.append({p: uniform_count(c) for p, c in counts.items()})
-        return tuple(found)
+    def _count(self, position: int) -> dict[int, Array | int]:
+        operand = self.node.operands[position]
+        copies = self.dots.counts(position) if self.dots else 1
+        if not operand.copies:
+            return dict.fromkeys(operand.producers, copies)
+        if operand.reads_indices:
+            return {**self.gather(position, jnp.full(operand.shape, copies, operand.dtype))}
+        with jax.ensure_compile_time_eval():
+            counts = self.gather(position, jnp.full(operand.shape, copies, operand.dtype))
+            return {p: uniform_count(c) for p, c in counts.items()}
 
     def means(self, position: int, copies: Array) -> dict[int, Array]:
         """Average an operand's copies by producer; zero where an element has none."""
