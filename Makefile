@@ -7,13 +7,22 @@ BIN := .venv/bin
 STAMP := .venv/.locked
 LOCK := requirements.lock.txt
 
-TABLE ?= 2
-DATASET ?= mnist
-PRESET ?= paper
-SEEDS ?= 5
+# Assigned with = and not ?=, so that only make's command line changes them: a variable that happens to be exported
+# must not narrow a table.
+TABLE = 2
+DATASET = mnist
+PRESET = paper
+SEEDS = 5
+MODEL =
+METHOD =
+ENGINE =
+RAW =
+ARGS =
 
+# A word for the shell, whatever is in it.
+quoted = '$(subst ','\'',$(1))'
 # make's variables as `key=value` arguments, left out where they are empty.
-arg = $(if $($(1)),$(2)=$($(1)))
+arg = $(if $($(1)),$(call quoted,$(2)=$($(1))))
 SELECTION = $(call arg,DATASET,dataset) $(call arg,PRESET,preset) $(call arg,SEEDS,seeds) \
             $(call arg,MODEL,model) $(call arg,METHOD,method) $(call arg,ENGINE,engine)
 
@@ -39,14 +48,14 @@ data: $(STAMP) ## import a data set once, checksummed: DATASET=mnist RAW=<folder
 	@$(BIN)/python -m experiments.data $(call arg,DATASET,dataset) $(call arg,RAW,raw)
 
 reproduce: $(STAMP) ## run what is missing of a table, then print it: TABLE=2 DATASET=mnist PRESET=paper SEEDS=5 [MODEL= METHOD= ENGINE=]
-	@$(BIN)/python -m experiments.reproduce sweep=table$(TABLE) $(SELECTION)
+	@$(BIN)/python -m experiments.reproduce $(call quoted,sweep=table$(TABLE)) $(SELECTION)
 
-tables: $(STAMP) ## print ours beside published, from the records that exist: all tables, or [TABLE= DATASET=]
-	@$(BIN)/python -m analysis.tables $(if $(filter command,$(origin TABLE)),--table $(TABLE)) \
-	  $(if $(filter command,$(origin DATASET)),--dataset $(DATASET))
+tables: $(STAMP) ## print ours beside published, from the records that exist: tables that have some, or [TABLE= DATASET=]
+	@$(BIN)/python -m analysis.tables $(if $(filter command,$(origin TABLE)),--table $(call quoted,$(TABLE))) \
+	  $(if $(filter command,$(origin DATASET)),--dataset $(call quoted,$(DATASET)))
 
 status: $(STAMP) ## grid of cells: done, running, failed, missing
-	@$(BIN)/python -m experiments.status sweep=table$(TABLE) $(SELECTION)
+	@$(BIN)/python -m experiments.status $(call quoted,sweep=table$(TABLE)) $(SELECTION)
 
 clean: ## remove caches and the virtual environment; never results or data
 	rm -rf .venv .pytest_cache .ruff_cache build dist *.egg-info

@@ -1,6 +1,8 @@
 """Tables 2-4 in the paper's layout, ours beside published, on the terminal and as Markdown and CSV.
 
 ``python -m analysis.tables [results/runs] [--table 2] [--dataset mnist] [--out results/tables]``
+
+Without ``--table``, the tables that have a record; all of them while there is none.
 """
 
 from __future__ import annotations
@@ -172,6 +174,16 @@ def notes(comparison: Comparison, table: int, dataset: str | None, runs: Path, n
     return lines
 
 
+def tables_with_records(runs: Path, tables: Sequence[int], dataset: str | None) -> list[int]:
+    """Returns those of the tables that have a record, and all of them when none has: a file of blanks tells nothing.
+
+    Raises LoadError and CompareError, which name the offending record.
+    """
+    published, records = load_published(), load_records(runs)
+    comparisons = {number: compare(records, published, number, dataset) for number in tables}
+    return [number for number in tables if any(row.ours for row in comparisons[number].rows)] or list(tables)
+
+
 def write_tables(runs: Path, tables: Sequence[int], dataset: str | None, out: Path) -> list[Path]:
     """Prints each table and writes its Markdown and CSV files; returns the files' paths.
 
@@ -205,7 +217,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     cells = load_published().cells
     parser = argparse.ArgumentParser(prog="python -m analysis.tables", description="Tables 2-4, ours beside published.")
     parser.add_argument("runs", nargs="?", type=Path, default=DEFAULT_RUNS, help="folder with one folder per run")
-    parser.add_argument("--table", type=int, choices=load_published().tables, help="one table; default: all")
+    parser.add_argument(
+        "--table", type=int, choices=load_published().tables, help="one table; default: those that have a record"
+    )
     parser.add_argument("--dataset", choices=list(dict.fromkeys(cell.dataset for cell in cells)))
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder for the Markdown and CSV files")
     args = parser.parse_args(argv)
@@ -213,7 +227,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.table is not None and args.table not in having:
         parser.error(f"table {args.table} has no {args.dataset}; it is in table {', '.join(map(str, having))}")
     try:
-        write_tables(args.runs, having if args.table is None else [args.table], args.dataset, args.out)
+        tables = tables_with_records(args.runs, having, args.dataset) if args.table is None else [args.table]
+        write_tables(args.runs, tables, args.dataset, args.out)
     except (LoadError, CompareError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -7,6 +7,7 @@ that `--help` and wrong arguments are answered at once.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,9 +66,15 @@ class ProjectionConfig(MethodConfig):
     """A projection method of `pjax_core.optim`; one update is `steps_per_update` counted steps."""
 
     steps_per_update: int = MISSING
-    relaxation: float | None = MISSING
-    window: int | None = MISSING
     representation: str = MISSING
+
+
+@dataclass
+class DouglasRachfordConfig(ProjectionConfig):
+    """Douglas-Rachford, which has options of its own."""
+
+    relaxation: float = MISSING
+    window: int = MISSING
 
 
 @dataclass
@@ -136,6 +143,7 @@ def register_schemas() -> None:
     store.store(name="run_schema", node=RunConfig)
     store.store(group="schema", name="gradient", node=GradientConfig)
     store.store(group="schema", name="projection", node=ProjectionConfig)
+    store.store(group="schema", name="douglas_rachford", node=DouglasRachfordConfig)
 
 
 def to_run_config(cfg: DictConfig) -> RunConfig:
@@ -174,7 +182,16 @@ def _validate(config: RunConfig) -> None:
             f"protocol.evaluate_every={protocol.evaluate_every}",
         ),
         (len(config.model.hidden) > 0, "model.hidden is empty"),
+        (all(width > 0 for width in config.model.hidden), f"model.hidden={config.model.hidden} is not positive"),
     ]
+    # A run's name is a hash of JSON, which has no infinity and no NaN.
+    for group in ("dataset", "method", "engine", "protocol"):
+        for key, value in dataclasses.asdict(getattr(config, group)).items():
+            finite = not isinstance(value, float) or math.isfinite(value)
+            checks.append((finite, f"{group}.{key}={value} is not finite"))
+    if isinstance(method, GradientConfig):
+        rate = method.learning_rate
+        checks.append((rate > 0, f"method.learning_rate={rate} is not positive"))
     for holds, message in checks:
         if not holds:
             raise UsageError(message)
@@ -194,15 +211,19 @@ def compose_run(overrides: Sequence[str]) -> RunConfig:
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
             return to_run_config(compose(config_name="config", overrides=list(overrides)))
     except HydraException as error:
-        raise UsageError(_explain(error)) from error
+        raise UsageError(explain(error)) from error
 
 
-def _explain(error: HydraException) -> str:
+def explain(error: HydraException) -> str:
     """Hydra's message with its cause, which it keeps to itself, and without its search path, which helps nobody."""
     message = str(error).partition("Config search path:")[0].rstrip()
-    if message.startswith("Could not override"):
+    schema = getattr(error.__cause__, "object_type", None)
+    if message.startswith("Could not override") and dataclasses.is_dataclass(schema):
         # The key exists, but for another choice of its group: Hydra's hint to append it with + would mislead.
-        return message.partition("\n")[0] + " The choice made for its group has no such key."
+        key = str(getattr(error.__cause__, "full_key", ""))
+        prefix = key[: key.rfind(".") + 1]
+        known = sorted(prefix + item.name for item in dataclasses.fields(schema))
+        return f"unknown key '{key}': the choice made for its group has no such key. It has:\n  " + "\n  ".join(known)
     cause = str(error.__cause__).partition("\n")[0] if error.__cause__ else ""
     return f"{message}: {cause}" if cause else message
 
@@ -217,8 +238,14 @@ def known_keys(schema: type = RunConfig, prefix: str = "") -> Iterator[str]:
             continue
         if key in GROUPS:
             yield key
-        nested = {name for sub in (kind, *kind.__subclasses__()) for name in known_keys(sub, key + ".")}  # type: ignore[arg-type]
-        yield from sorted(nested)
+        yield from sorted({name for sub in _family(kind) for name in known_keys(sub, key + ".")})  # type: ignore[arg-type]
+
+
+def _family(schema: type) -> Iterator[type]:
+    """A schema and all that refine it."""
+    yield schema
+    for sub in schema.__subclasses__():
+        yield from _family(sub)
 
 
 def check_keys(overrides: Iterable[str]) -> None:
@@ -239,6 +266,9 @@ def check_keys(overrides: Iterable[str]) -> None:
             continue
         if key not in known:
             raise UsageError(f"unknown key '{key}'. Known keys:\n  " + "\n  ".join(sorted(known)))
+        if override.startswith(("+", "~")):
+            # Hydra would add the key to a choice that has none, and nothing would ever read it.
+            raise UsageError(f"'{override}': keys are set, not added or removed; write {key}=value")
 
 
 def choices(group: str) -> list[str]:

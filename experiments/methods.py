@@ -6,7 +6,7 @@ A new method is one entry in `GRADIENT` or `PROJECTION` and one file in `conf/me
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -72,21 +72,31 @@ def build_method(method: MethodConfig, engine: EngineConfig) -> Method:
     """The method a configuration names.
 
     Raises:
-        UsageError: nothing by that name; the message lists what there is.
+        UsageError: nothing by that name, and the message lists what there is; or a value that the method or the
+            operators refuse, and the message names its key.
     """
     if isinstance(method, GradientConfig):
         return GradientMethod(_choose("gradient method", GRADIENT, method.name)(method.learning_rate))
     assert isinstance(method, ProjectionConfig)
-    operators = _choose("engine", OPERATORS, engine.name)
-    given = {"relaxation": method.relaxation, "window": method.window}
-    options = {key: value for key, value in given.items() if value is not None}
-    optimizer = _choose("projection method", PROJECTION, method.name)(
-        steps_per_update=method.steps_per_update,
-        operators=dataclasses.replace(operators, prox_lambda=engine.prox_lambda),
-        representation=method.representation,
-        **options,
-    )
-    return ProjectionMethod(optimizer)
+    named = _choose("engine", OPERATORS, engine.name)
+    optimizer = _choose("projection method", PROJECTION, method.name)
+    # What a projection method has beyond any method are the options of its optimizer, by the same names.
+    shared = {item.name for item in dataclasses.fields(MethodConfig)}
+    options = {key: value for key, value in dataclasses.asdict(method).items() if key not in shared}
+    try:
+        operators = dataclasses.replace(named, prox_lambda=engine.prox_lambda)
+    except (TypeError, ValueError) as error:
+        raise _refused("engine", ["prox_lambda"], error) from error
+    try:
+        return ProjectionMethod(optimizer(operators=operators, **options))
+    except (TypeError, ValueError) as error:
+        raise _refused("method", options, error) from error
+
+
+def _refused(group: str, options: Iterable[str], error: Exception) -> UsageError:
+    """The engine names its argument first (`window=0: ...`); on the command line that is a key of a group."""
+    ours = any(str(error).startswith(f"{option}=") for option in options)
+    return UsageError(f"{group}.{error}" if ours else f"{group}: {error}")
 
 
 def _choose(kind: str, table: dict[str, T], name: str) -> T:

@@ -79,7 +79,7 @@ class Clocks:
         train_s: blocked time of the training dispatches, data on the device.
         device_ms_per_step: the same per counted step.
         end_to_end_ms_per_step: the whole loop but for compilation and evaluation, per counted step.
-        published_ms_per_step: one dispatch per batch, batches from host memory, per counted step; a short probe.
+        published_ms_per_step: one dispatch per batch, batches from host memory, per counted step; median of a probe.
         evaluation_s: all evaluations.
     """
 

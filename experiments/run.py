@@ -6,15 +6,17 @@ no other.
 
 from __future__ import annotations
 
+import os
 import sys
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from experiments.config import UsageError, check_keys, compose_run, register_schemas, to_run_config
+from experiments.config import UsageError, check_keys, compose_run, explain, register_schemas, to_run_config
 
-_errors: list[str] = []
+_errors: list[Exception] = []
 """What went wrong in the runs of this process, so that the last lines can say so."""
 
 
@@ -31,12 +33,14 @@ def _run(cfg: DictConfig) -> None:
             progress.end(f"{run_id(config)} is finished: nothing to do" if record is None else describe_record(record))
     except (UsageError, RunBusy, RunFailed) as error:
         # Hydra would end a sweep with the first error's traceback; ours names every one.
-        _errors.append(str(error))
+        _errors.append(error)
 
 
 def main() -> int:
-    """Command line; returns the exit status."""
+    """Command line; returns 0 if every run is finished, 1 if one failed, 2 for a wrong request, 130 for Ctrl-C."""
     register_schemas()
+    # Hydra then raises its errors, where it would otherwise print them and exit with 1 itself.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     flags = [argument for argument in sys.argv[1:] if argument.startswith("-")]
     overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
     try:
@@ -46,13 +50,17 @@ def main() -> int:
             # Composed once more below; here for messages that name the choices.
             compose_run(overrides)
         hydra.main(version_base="1.3", config_path="../conf", config_name="config")(_run)()
+    except HydraException as error:
+        _errors.append(UsageError(explain(error)))
     except UsageError as error:
-        _errors.append(str(error))
+        _errors.append(error)
     except KeyboardInterrupt:
         print("interrupted; the same command starts this run again and skips finished ones", file=sys.stderr)
         return 130
     for message in _errors:
         print(f"error: {message}", file=sys.stderr)
+    if any(isinstance(error, UsageError) for error in _errors):
+        return 2
     return 1 if _errors else 0
 
 

@@ -38,6 +38,10 @@ class Status(Enum):
     MISSING = "missing"
 
 
+OWNER_SECONDS = 1.0
+"""How long a run waits for its lock."""
+
+
 class RunFailed(Exception):
     """A run ended by an error, which its `FAILED.json` describes."""
 
@@ -78,20 +82,25 @@ def execute(config: RunConfig, overrides: Sequence[str], on_event: Callable[[Eve
         The record, or None if the run was finished before.
 
     Raises:
-        UsageError: the configuration is impossible or the data are missing; the run is not marked as failed.
+        UsageError: the configuration is impossible or the data are missing; the run leaves no trace.
         RunFailed: the run failed now, or did before and `retry_failed` is not set.
         RunBusy: another process has the run.
     """
     folder = folder_of(config)
     if status_of(config) is Status.DONE:
         return None
-    # Missing data are found before anything compiles, and are no failure of the run.
+    # Missing data and refused options are found before anything compiles, and are no failure of the run. Imported
+    # late, because the methods bring JAX.
     from experiments.data import load
 
     data = load(config.dataset, config.data_dir)
+    from experiments.methods import build_method
+
+    build_method(config.method, config.engine)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / "run.lock", timeout=0):
+        # A process that asks for the status holds the lock for a moment, and is no owner to give way to.
+        with FileLock(folder / "run.lock", timeout=OWNER_SECONDS):
             # Another process may have ended the run between the first look and the lock.
             status = _settled(folder)
             if status is Status.DONE:
@@ -148,7 +157,7 @@ def _run(
         def note(event: Event) -> None:
             nonlocal step
             step = event.step
-            events.write(json.dumps(dataclasses.asdict(event)) + "\n")
+            events.write(json.dumps(dataclasses.asdict(event), allow_nan=False) + "\n")
             events.flush()
             on_event(event)
 

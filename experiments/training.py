@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,9 +31,15 @@ PROBE_SECONDS = 2.0
 PROBE_UPDATES = 1000
 """How many updates that measurement takes, at most."""
 
+PROBE_AT_LEAST = 5
+"""How many it takes however long they are: fewer have no median worth the name."""
+
+PROBE_WARM_UP = 3
+"""How many come before it, untimed."""
+
 
 class Diverged(Exception):
-    """Parameters are no longer finite; `step` is the evaluation that found out."""
+    """Parameters or losses are no longer finite; `step` is the evaluation that found out."""
 
     def __init__(self, message: str, step: int) -> None:
         super().__init__(message)
@@ -67,7 +75,7 @@ def train(config: RunConfig, data: Dataset, on_event: Callable[[Event], None]) -
 
     Raises:
         UsageError: the configuration does not fit the data.
-        Diverged: the parameters became infinite or NaN.
+        Diverged: the parameters or a loss became infinite or NaN.
     """
     protocol = config.protocol
     method = build_method(config.method, config.engine)
@@ -152,9 +160,12 @@ class _Run:
             self._state, report = jax.block_until_ready(chunk(self._state, self.data.x, self.data.y, key))
             self.train_s += time.perf_counter() - before
             step, update = events[-1].step + protocol.evaluate_every, events[-1].update + updates
-            if not report.finite:
-                raise Diverged(self._where(step, int(report.first_bad)), step)
-            events.append(self._observe(step, update, float(report.loss), start, on_event))
+            loss = float(report.loss)
+            # One loss that is not finite makes their mean so. Parameters may stay finite beside it, but nothing that
+            # is trained from there means anything.
+            if not report.finite or not math.isfinite(loss):
+                raise Diverged(self._where(step, bool(report.finite), int(report.first_bad)), step)
+            events.append(self._observe(step, update, loss, start, on_event))
         self.end_to_end_s = time.perf_counter() - start - self.evaluation_s
         return events
 
@@ -187,6 +198,8 @@ class _Run:
         self, step: int, update: int, loss: float | None, start: float, on_event: Callable[[Event], None]
     ) -> Event:
         accuracy, validation_loss = self.evaluate(self._state.params, self.validation)
+        if not math.isfinite(validation_loss):
+            raise Diverged(f"the validation loss is not finite at step {step}", step)
         if self.patience.observe(step, accuracy):
             self.best = _to_host(self._state.params)
         wall = time.perf_counter() - start
@@ -194,11 +207,11 @@ class _Run:
         on_event(event)
         return event
 
-    def _where(self, step: int, first_bad: int) -> str:
-        message = f"parameters are not finite at step {step}"
+    def _where(self, step: int, finite: bool, first_bad: int) -> str:
+        found = [] if finite else [f"parameters are not finite at step {step}"]
         if first_bad >= 0:
-            message += f"; the training loss is not finite from step {first_bad * self.method.steps_per_update} on"
-        return message
+            found.append(f"the training loss is not finite from step {first_bad * self.method.steps_per_update} on")
+        return "; ".join(found) or f"the training losses before step {step} have no finite mean"
 
 
 def _to_host(params: Any) -> Any:
@@ -211,6 +224,8 @@ def published_ms_per_step(
 ) -> float:
     """Milliseconds per step as the paper counts them: one dispatch per batch, each batch from host memory.
 
+    The median dispatch, as a short probe's mean would tell how busy the machine was.
+
     Args:
         apply: the network.
         method: the training method.
@@ -221,12 +236,23 @@ def published_ms_per_step(
     x, y = data
     state = method.init(params)
     update = jax.jit(make_update(apply, method)).lower(params, state, x[:batch_size], y[:batch_size]).compile()
-    batches, elapsed, done = len(y) // batch_size, 0.0, 0
-    params, state, _ = jax.block_until_ready(update(params, state, x[:batch_size], y[:batch_size]))  # warm-up
-    while done == 0 or (elapsed < PROBE_SECONDS and done < PROBE_UPDATES):
-        part = slice(done % batches * batch_size, (done % batches + 1) * batch_size)
-        before = time.perf_counter()
+    batches = len(y) // batch_size
+
+    def dispatch(i: int) -> None:
+        nonlocal params, state
+        part = slice(i % batches * batch_size, (i % batches + 1) * batch_size)
         params, state, _ = jax.block_until_ready(update(params, state, x[part], y[part]))
-        elapsed += time.perf_counter() - before
-        done += 1
-    return 1e3 * elapsed / (done * method.steps_per_update)
+
+    return 1e3 * median_seconds(dispatch) / method.steps_per_update
+
+
+def median_seconds(dispatch: Callable[[int], None]) -> float:
+    """Median duration of `dispatch(i)`, i counting up, after a warm-up and within the limits of the probe."""
+    for i in range(PROBE_WARM_UP):
+        dispatch(i)
+    taken: list[float] = []
+    while len(taken) < PROBE_AT_LEAST or (sum(taken) < PROBE_SECONDS and len(taken) < PROBE_UPDATES):
+        before = time.perf_counter()
+        dispatch(PROBE_WARM_UP + len(taken))
+        taken.append(time.perf_counter() - before)
+    return statistics.median(taken)

@@ -3,7 +3,7 @@
 from pjax_core import nn, optim
 from pjax_core.graph import Graph
 from pjax_core.operators import EXACT, PUBLISHED, Operators
-from pjax_core.rules import defbilinear, defloss, defproj, defshape
+from pjax_core.rules import defbilinear, defelementwise, defloss, defproj, defshape
 from pjax_core.trace import trace
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Graph",
     "Operators",
     "defbilinear",
+    "defelementwise",
     "defloss",
     "defproj",
     "defshape",

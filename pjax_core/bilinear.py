@@ -31,7 +31,7 @@ def split_sum(first: Split, second: Split) -> Split:
     return first[0] + second[0], first[1] + second[1]
 
 
-def projection_factor(root: Array) -> Split:
+def projection_factor(root: Array) -> tuple[Array, Array]:
     """Eq. 31: the projection multiplies a dot's copies by (1 + lambda j) / (1 - lambda^2)."""
     scale = 1 / (1 - root * root)
     return scale, root * scale
@@ -98,11 +98,6 @@ class Dots:
         """Return the mean number of copies of an element of an operand."""
         copies = jax.eval_shape(self.expand, *self._shapes)[position]
         return copies.size / self._shapes[position].size
-
-    def counts(self, position: int) -> Array | int:
-        """Count the copies of every element of an operand, f^T(1; 1); a number where all are equal."""
-        with jax.ensure_compile_time_eval():
-            return uniform_count(self.total(jnp.ones(self._output, self._shapes[position].dtype), position))
 
 
 def uniform_count(counts: Array) -> Array | int:

@@ -5,9 +5,10 @@ class                 holds                            exact for
 ====================  ===============================  ==============================================
 :class:`Edges`        every copy                       every method; the oracle of the other two
 :class:`Consensus`    the operands, or after the       alternating and cyclic projections, where all
-                      node's projection their sums     copies agree whenever the node projects
-:class:`History`      the last consensus values, with  methods that combine projections linearly
-                      one coefficient pair per output  (Douglas-Rachford); a window makes it cheap
+                      node's projection their means    copies agree whenever the node projects
+``History``           the last consensus values, with  methods that combine projections linearly
+                      one coefficient pair per output  (Douglas-Rachford); a window makes it cheap;
+                                                       see :mod:`pjax_core.history`
 ====================  ===============================  ==============================================
 
 All have the verbs ``start``, ``write`` (producers make their copies equal), ``mean`` (over the copies of each
@@ -23,7 +24,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from pjax_core import projections, rules
-from pjax_core.bilinear import Dots, Split, projection_factor, split_product, split_sum, uniform_count
+from pjax_core.bilinear import Dots, projection_factor, uniform_count
 from pjax_core.graph import Node
 from pjax_core.operators import Operators
 
@@ -39,6 +40,9 @@ class Site:
         constants: the values of its producers that are constant.
         dots: the sums of a bilinear node, else ``None``.
         counts: edges from every element of a producer, by operand position; a number where all are equal.
+
+    Scalar nodes whose output nobody reads are not in the paper's graph. Here they share an array with others:
+    ``alive`` (output's shape) is 1 for those that count; the copies of the rest are in no mean.
     """
 
     def __init__(
@@ -48,8 +52,9 @@ class Site:
         producers: Mapping[int, jax.ShapeDtypeStruct],
         constants: Values,
         indices: Sequence[Array],
+        alive: Array | None,
     ) -> None:
-        self.node, self.operators, self.constants = node, operators, constants
+        self.node, self.operators, self.constants, self._alive = node, operators, constants, alive
         self._producers, self._indices = producers, indices
         self.dots = Dots(node) if node.primitive in rules.bilinear_rules else None
         # Here and not on demand: outside the loop over steps, which then does not repeat them.
@@ -65,22 +70,39 @@ class Site:
     def gather(self, position: int, copies: Array) -> dict[int, Array]:
         """Sum an operand's copies by producer (the transpose of :meth:`spread`)."""
         operand = self.node.operands[position]
-        avals = [self._producers[p] for p in operand.producers]
+        avals = [jax.ShapeDtypeStruct(self._producers[p].shape, copies.dtype) for p in operand.producers]
         return dict(zip(operand.producers, operand.gather(copies, avals, self._indices), strict=True))
 
     def _count(self, position: int) -> dict[int, Array | int]:
         operand = self.node.operands[position]
-        copies = self.dots.counts(position) if self.dots else 1
-        if not operand.copies:
-            return dict.fromkeys(operand.producers, copies)
-        if operand.reads_indices:
-            return {**self.gather(position, jnp.full(operand.shape, copies, operand.dtype))}
+        # In single precision at least: half precision cannot count to 257.
+        dtype = jnp.promote_types(operand.dtype, jnp.float32)
         with jax.ensure_compile_time_eval():
-            counts = self.gather(position, jnp.full(operand.shape, copies, operand.dtype))
-            return {p: uniform_count(c) for p, c in counts.items()}
+            if self.dots:
+                copies = self.dots.total(self.living(jnp.ones(self.node.shape, dtype)), position)
+                copies = jnp.broadcast_to(copies, operand.shape)
+            else:
+                copies = self._living_operand(jnp.ones(operand.shape, dtype))
+        if operand.reads_indices:
+            return {**self.gather(position, copies)}
+        with jax.ensure_compile_time_eval():
+            return {p: uniform_count(c) for p, c in self.gather(position, copies).items()}
+
+    def living(self, coefficient: Array) -> Array:
+        """Zero a coefficient per output where nobody reads the output."""
+        return coefficient if self._alive is None else coefficient * self._alive
+
+    def _living_operand(self, copies: Array) -> Array:
+        """Zero the edges of unread outputs; a rule that is neither element-wise nor over axes keeps all."""
+        params = dict(self.node.params)
+        if self._alive is None or (copies.shape != self.node.shape and "axes" not in params):
+            return copies
+        alive = self._alive if copies.shape == self.node.shape else jnp.expand_dims(self._alive, params["axes"])
+        return copies * alive
 
     def means(self, position: int, copies: Array) -> dict[int, Array]:
-        """Average an operand's copies by producer; zero where an element has none."""
+        """Average an operand's copies (of a bilinear node, their living sums) by producer; zero where none are."""
+        copies = copies if self.dots else self._living_operand(copies)
         counts = self.counts[position]
         return {
             p: s / (counts[p] if isinstance(counts[p], int) else jnp.maximum(counts[p], 1))
@@ -120,7 +142,11 @@ class Edges:
     def mean(self, z: Operands, position: int, producer: int) -> Array:
         """Average the copies of each element of a producer."""
         dots = self._site.dots
-        sums = dots.contract((z[0], z[1]))[position] if dots else z[position]
+        if dots is None:
+            sums = z[position]
+        else:
+            alive = self._site.living(jnp.ones(z[0].shape[:-1], z[0].dtype))[..., None]
+            sums = dots.contract((z[0] * alive, z[1] * alive))[position]
         return self._site.means(position, sums)[producer]
 
     def project(self, z: Operands, target: Array | None, weight: ArrayLike) -> tuple[Array | None, Operands]:
@@ -202,226 +228,8 @@ class Consensus:
             x, w = operands
             q = site.dots.norm((x, w), (x, w))
             root = projections.dot_root(site.dots.product(x, w), q, target, weight, site.operators)
-            sums = [site.dots.sums(projection_factor(root), (x, w), i) for i in (0, 1)]
+            a, d = (site.living(c) for c in projection_factor(root))
+            sums = [site.dots.sums((a, d), (x, w), i) for i in (0, 1)]
             output = target - root / weight
         found = (site.means(i, copies) for i, copies in enumerate(sums))
         return output, ConsensusState({}, tuple({p: g[p] for p in self._readers(i)} for i, g in enumerate(found)))
-
-
-Pair = tuple[Array, Array]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class HistoryState:
-    """Copies as combinations of past consensus values (slots, oldest first).
-
-    Attributes:
-        slots: the consensus values ``(x, w)``. An operand that is constant is ``None``.
-        fixed: the operand that is constant, else ``None``.
-        coefficients: split-complex, arrays ``(slots, *output)``.
-        gram: split-complex inner products of the slots, arrays ``(slots, slots, *output)``.
-        folded: largest |coefficient| that has been moved to a neighbouring slot.
-    """
-
-    slots: tuple[tuple[Array | None, Array | None], ...]
-    fixed: tuple[Array | None, Array | None]
-    coefficients: Pair
-    gram: Pair
-    folded: Array
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Uniform:
-    """Copies that are all equal; compared by identity."""
-
-    operands: Pair
-
-
-@dataclasses.dataclass(frozen=True)
-class _Combination:
-    """``factor * past + sum of coefficients * uniform``, split-complex numbers per output."""
-
-    past: HistoryState | None
-    factor: Split
-    new: dict[_Uniform, Split]
-
-
-class History:
-    """A bilinear node's copies as combinations of past consensus values: O(window (nodes + parameters)).
-
-    A projection multiplies the copies by a split-complex number per output
-    (:func:`~pjax_core.bilinear.projection_factor`) and a consensus adds a uniform term, so every linear
-    method stays within such combinations. Exact while the window holds the whole past; otherwise the
-    oldest coefficient is added to the next-oldest slot, an error of |coefficient| times the change of the
-    consensus between the two. Either way the state is some set of copies, and its inner products are
-    those copies' own: folding makes an error, never an impossible state.
-    """
-
-    def __init__(self, site: Site, window: int) -> None:
-        assert site.dots is not None
-        self._site, self._window, self._dots = site, window, site.dots
-        self._shape, self._dtype = site.node.shape, site.node.dtype
-        x, w = (set(o.producers) <= set(site.constants) for o in site.node.operands)
-        self._fixed = (x, w)
-
-    def _full(self, number: Split) -> Pair:
-        a, d = (jnp.broadcast_to(c, self._shape).astype(self._dtype) for c in number)
-        return a, d
-
-    def write(self, z: "HistoryState | _Combination", values: Values) -> _Combination:
-        """Give every copy the value of its producer; a two-sided method writes all producers at once."""
-        del z
-        x, w = self._site.spread(values)
-        return _Combination(None, (0.0, 0.0), {_Uniform((x, w)): (1.0, 0.0)})
-
-    def start(self, values: Values, pending: frozenset[int]) -> HistoryState:
-        """State of a network at rest, with as many slots as the window so that its shape is steady."""
-        del pending
-        x, w = self._site.spread(values)
-        inner = self._inner((x, w), (x, w), None)
-        weights = jnp.zeros((self._window, *self._shape), self._dtype)
-        a, d = (jnp.broadcast_to(c, (self._window, self._window, *self._shape)) for c in self._full(inner))
-        return HistoryState(
-            ((None if self._fixed[0] else x, None if self._fixed[1] else w),) * self._window,
-            (x if self._fixed[0] else None, w if self._fixed[1] else None),
-            (weights.at[-1].set(1), weights),
-            (a, d),
-            jnp.zeros((), self._dtype),
-        )
-
-    def _slots(self, past: HistoryState) -> list[Pair]:
-        """Operands of every slot, constants filled in."""
-        filled = []
-        for slot in past.slots:
-            x, w = (f if s is None else s for s, f in zip(slot, past.fixed, strict=True))
-            assert x is not None
-            assert w is not None
-            filled.append((x, w))
-        return filled
-
-    def _inner(self, new: Pair, old: Pair, product: Array | None) -> Split:
-        """Per output (<x, x'> + <w, w'>, <x, w'> + <w, x'>), split-complex bilinear in both.
-
-        ``product`` is f(old) where it is known; with a constant operand the second sum is f(new) + f(old).
-        """
-        norm = self._dots.norm(new, old)
-        if new is old:
-            return norm, 2 * self._dots.product(*new)
-        if any(self._fixed) and product is not None:
-            return norm, self._dots.product(*new) + product
-        return norm, self._dots.product(new[0], old[1]) + self._dots.product(old[0], new[1])
-
-    def _row(self, past: HistoryState, new: Pair) -> Pair:
-        """Inner products of a new uniform term with every slot, arrays ``(slots, *output)``."""
-        rows = [self._full(self._inner(new, old, past.gram[1][i, i] / 2)) for i, old in enumerate(self._slots(past))]
-        return jnp.stack([q for q, _ in rows]), jnp.stack([c for _, c in rows])
-
-    @staticmethod
-    def _lift(z: HistoryState | _Combination) -> _Combination:
-        return z if isinstance(z, _Combination) else _Combination(z, (1.0, 0.0), {})
-
-    def _norm(self, z: _Combination) -> Split:
-        """Inner product of a combination with itself."""
-        total: Split = (0.0, 0.0)
-        new = [(term.operands, c) for term, c in z.new.items()]
-        for i, (operands, c) in enumerate(new):
-            for j, (others, e) in enumerate(new[: i + 1]):
-                inner = self._inner(operands, others, None)
-                both = split_product(split_product(c, e), inner)
-                total = split_sum(total, both if i == j else (2 * both[0], 2 * both[1]))
-        if z.past is None:
-            return total
-        (a, d), (q, c) = z.past.coefficients, z.past.gram
-        pairs = split_product(split_product((a[:, None], d[:, None]), (a[None], d[None])), (q, c))
-        square = (jnp.sum(pairs[0], (0, 1)), jnp.sum(pairs[1], (0, 1)))
-        total = split_sum(total, split_product(split_product(z.factor, z.factor), square))
-        for operands, coefficient in new:
-            cross = split_product((a, d), self._row(z.past, operands))
-            inner = (2 * jnp.sum(cross[0], 0), 2 * jnp.sum(cross[1], 0))
-            total = split_sum(total, split_product(split_product(z.factor, coefficient), inner))
-        return total
-
-    def _terms(self, z: _Combination) -> tuple[list[Pair], Pair]:
-        """Operands of every slot and new term, oldest first, and their stacked coefficients."""
-        operands = [term.operands for term in z.new]
-        parts = [jnp.stack([self._full(c)[i] for c in z.new.values()]) if z.new else None for i in (0, 1)]
-        if z.past is not None:
-            operands = self._slots(z.past) + operands
-            old = split_product(_per_slot(z.factor), z.past.coefficients)
-            parts = [jnp.asarray(o) if n is None else jnp.concatenate([o, n]) for o, n in zip(old, parts, strict=True)]
-        a, d = parts
-        assert a is not None
-        assert d is not None
-        return operands, (a, d)
-
-    def mean(self, z: HistoryState | _Combination, position: int, producer: int) -> Array:
-        """Average the copies of each element of a producer."""
-        operands, (a, d) = self._terms(self._lift(z))
-        own = [pair[position] * self._dots.total(a[i], position) for i, pair in enumerate(operands)]
-        if self._fixed[1 - position]:
-            # The other operand is the same in every term: its coefficients add up, one product in all.
-            pulled = [self._dots.pull(jnp.sum(d, 0), operands[0][1 - position], position)]
-        else:
-            pulled = [self._dots.pull(d[i], pair[1 - position], position) for i, pair in enumerate(operands)]
-        return self._site.means(position, sum(own[1:] + pulled, own[0]))[producer]
-
-    def project(
-        self, z: HistoryState | _Combination, target: Array | None, weight: ArrayLike
-    ) -> tuple[Array, _Combination]:
-        """Project: multiply by one split-complex number per output (Theorem 7)."""
-        assert target is not None
-        z = self._lift(z)
-        q, twice_p = self._full(self._norm(z))
-        root = projections.dot_root(twice_p / 2, q, target, weight, self._site.operators)
-        factor = projection_factor(root)
-        new = {term: split_product(factor, c) for term, c in z.new.items()}
-        return target - root / weight, _Combination(z.past, split_product(factor, z.factor), new)
-
-    def combine(self, terms: Sequence[tuple[float, HistoryState | _Combination]]) -> _Combination:
-        """Sum of scalars times copies."""
-        past, factor, new = None, (0.0, 0.0), {}
-        for scalar, z in terms:
-            z = self._lift(z)
-            past = z.past if past is None else past
-            factor = split_sum(factor, split_product((scalar, 0.0), z.factor))
-            for term, c in z.new.items():
-                scaled = split_product((scalar, 0.0), c)
-                new[term] = split_sum(new[term], scaled) if term in new else scaled
-        return _Combination(past, factor, new)
-
-    def settle(self, z: _Combination) -> HistoryState:
-        """Turn the step's combination into the next step's past, folding what the window cannot hold."""
-        past = z.past
-        assert past is not None
-        operands, (a, d) = self._terms(z)
-        drop = len(z.new)
-        folded = jnp.max(jnp.abs(a[:drop]) + jnp.abs(d[:drop]))
-        a, d = (c[drop:].at[0].add(jnp.sum(c[:drop], 0)) for c in (a, d))
-        q, c = past.gram
-        for i, term in enumerate(z.new):
-            row_q, row_c = self._row(past, term.operands)
-            for earlier in list(z.new)[:i]:
-                inner = self._full(self._inner(term.operands, earlier.operands, None))
-                row_q, row_c = (jnp.concatenate([r, n[None]]) for r, n in zip((row_q, row_c), inner, strict=True))
-            inner = self._full(self._inner(term.operands, term.operands, None))
-            q, c = (_bordered(m, r, n) for m, r, n in zip((q, c), (row_q, row_c), inner, strict=True))
-        return HistoryState(
-            tuple((None if self._fixed[0] else x, None if self._fixed[1] else w) for x, w in operands[-self._window :]),
-            past.fixed,
-            (a, d),
-            (q[drop:, drop:], c[drop:, drop:]),
-            jnp.maximum(past.folded, folded),
-        )
-
-
-def _per_slot(number: Split) -> Split:
-    """Add the slots' axis to a number per output."""
-    a, d = (c[None] if isinstance(c, Array) else c for c in number)
-    return a, d
-
-
-def _bordered(matrix: Array, row: Array, corner: Array) -> Array:
-    """Append a row and the equal column to a symmetric matrix (of arrays)."""
-    wide = jnp.concatenate([matrix, row[:, None]], 1)
-    return jnp.concatenate([wide, jnp.concatenate([row, corner[None]])[None]])

@@ -134,8 +134,11 @@ class Graph:
 
     @functools.cached_property
     def layers(self) -> tuple[tuple[int, ...], ...]:
-        """Nodes by distance in a backward breadth-first search from the losses (cyclic projections)."""
-        distance = {loss: 0 for loss in self.numbers("loss")}
+        """Nodes by distance in a backward breadth-first search from the losses (cyclic projections).
+
+        A loss on side B counts as one step away, so that a layer is part of a side: no two nodes share an edge.
+        """
+        distance = {n: side for side in (0, 1) for n in self.sides[side] if self.nodes[n].kind == "loss"}
         queue = deque(distance)
         while queue:
             number = queue.popleft()
@@ -213,19 +216,25 @@ def _two_colour(graph: Graph) -> tuple[dict[int, int], list[tuple[int, int]]]:
 
 
 def make_bipartite(graph: Graph) -> Graph:
-    """Insert an identity (Theorem 4) on every edge that closes an odd cycle of the breadth-first tree."""
+    """Insert identities (Theorem 4) where edges close odd cycles of the breadth-first tree, one per producer.
+
+    A heuristic: another tree can need fewer.
+    """
     _, conflicts = _two_colour(graph)
     if not conflicts:
         return graph
     nodes: list[Node] = []
     renumbered: dict[int, int] = {}
+    inserted: dict[int, int] = {}  # one identity per producer serves all its conflicts
     for number, node in enumerate(graph.nodes):
         replaced = dict(renumbered)
         for producer in node.producers():
-            if (producer, number) in conflicts:
+            if (producer, number) in conflicts and producer in inserted:
+                replaced[producer] = inserted[producer]
+            elif (producer, number) in conflicts:
                 source = graph.nodes[producer]
                 operand = Operand((renumbered[producer],), (), source.shape, source.dtype)
-                replaced[producer] = len(nodes)
+                replaced[producer] = inserted[producer] = len(nodes)
                 name = f"identity({source.name})"
                 nodes.append(
                     Node(

@@ -7,7 +7,9 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from pjax_core import rules
@@ -135,7 +137,14 @@ class ReLU(Module):
         return {"bias": jnp.zeros(self.features)}
 
     def __call__(self, *xs: Array) -> Array:
-        """Arrays of one shape ``(..., features)``."""
+        """Arrays of one shape ``(..., features)`` and the bias's dtype."""
+        for x in xs:
+            if x.shape != xs[0].shape or x.shape[-1:] != self.bias.shape or x.dtype != self.bias.dtype:
+                found = ", ".join(f"{x.dtype}{list(x.shape)}" for x in xs)
+                raise ValueError(
+                    f"ReLU({self.features}) takes arrays of one shape (..., {self.features}) and dtype "
+                    f"{self.bias.dtype}; it got {found}"
+                )
         return rules.sum_relu_p.bind(*xs, jnp.broadcast_to(self.bias, xs[0].shape))
 
 
@@ -143,6 +152,13 @@ def _one_hot(logits: Array, y: ArrayLike) -> Array:
     """Labels as a distribution over the last axis of the logits."""
     y = jnp.asarray(y)
     if jnp.issubdtype(y.dtype, jnp.integer) and y.shape == logits.shape[:-1]:
+        if y.size and not isinstance(y, Tracer):
+            known = np.asarray(y)  # NumPy, because JAX would trace the comparison
+            if known.min() < 0 or known.max() >= logits.shape[-1]:
+                raise ValueError(
+                    f"labels from {known.min()} to {known.max()} for {logits.shape[-1]} classes: they lie in "
+                    f"0 to {logits.shape[-1] - 1}"
+                )
         return jax.nn.one_hot(y, logits.shape[-1], dtype=logits.dtype)
     if y.shape == logits.shape:
         return y.astype(logits.dtype)

@@ -1,6 +1,6 @@
 """Which operators a run uses: the published procedure or the stated mathematics, by name.
 
-The published implementation departs from the paper's theorems in four places. Both behaviours are
+The published implementation departs from the paper's theorems in five places. Both behaviours are
 selectable and are recorded with a run; nothing else in the engine depends on the choice.
 """
 
@@ -9,7 +9,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Operators:
-    """Choices inside the projections. The defaults are the stated mathematics.
+    """Choices inside the projections. The defaults are exact operators in the plain metric.
 
     Attributes:
         dot_newton_steps: Theorem 7's root. ``None``: bracketed Newton in (-1, 1), run to tolerance. A
@@ -22,7 +22,8 @@ class Operators:
         consensus: ``"edges"``: Eq. 10, the mean over all outgoing edges. ``"consumers"``: the mean over
             the consumers of the mean over each consumer's copies.
         weighted: Theorem 3, step 2: project with the output weighted by its number of outgoing edges.
-            Published: ``False`` (weight 1).
+            ``False`` (weight 1) in both presets, as published: the nearest point in the plain metric, which
+            keeps every fixed point.
     """
 
     dot_newton_steps: int | None = None
@@ -45,7 +46,7 @@ class Operators:
 
 
 EXACT = Operators()
-"""The stated mathematics: every projection is the nearest point, to the precision of the dtype."""
+"""Every operator returns the nearest point of its node's graph in the plain metric, to rounding."""
 
 PUBLISHED = Operators(dot_newton_steps=10, prox_sweeps=10, exact_sum_relu=False, consensus="consumers")
 """The published procedure, departures included; what the paper's tables were made with."""

@@ -8,10 +8,12 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from pjax_core.copies import Consensus, Edges, History, Site
+from pjax_core.copies import Consensus, Edges, Site
 from pjax_core.graph import Graph
+from pjax_core.history import History
 from pjax_core.operators import EXACT, Operators
 from pjax_core.problem import Holder, Problem, State
 from pjax_core.trace import Params, trace_with_arrays
@@ -34,25 +36,25 @@ class ProjectionMethod(abc.ABC):
         steps_per_update: K, projection steps per batch (50 in the paper).
         operators: which projections, ``EXACT`` or ``PUBLISHED``.
         representation: how copies are held. ``"edges"``: one by one, exact for every method. ``"auto"``:
-            the cheapest that is exact for the method.
+            consensus, exact, for AP and CP; for DR see there.
     """
 
     steps_per_update: int = 50
     operators: Operators = EXACT
     representation: Representation = "auto"
 
-    _exact: ClassVar[tuple[str, ...]] = ()  # representations; the first is "auto"
+    _supported: ClassVar[tuple[str, ...]] = ()  # representations beside "auto"
 
     def __post_init__(self) -> None:
         """Refuse what no update can honour."""
-        if not isinstance(self.steps_per_update, int) or self.steps_per_update < 1:
+        if not isinstance(self.steps_per_update, int | np.integer) or self.steps_per_update < 1:
             raise ValueError(f"steps_per_update={self.steps_per_update}: a positive whole number")
         if not isinstance(self.operators, Operators):
             raise TypeError(f"operators={self.operators!r}: pass pjax.EXACT, pjax.PUBLISHED or Operators")
-        if self.representation not in ("auto", *self._exact):
+        if self.representation not in ("auto", *self._supported):
             raise ValueError(
-                f"representation={self.representation!r} is not exact for {type(self).__name__}; "
-                f"choose one of {', '.join(('auto', *self._exact))}"
+                f"representation={self.representation!r} does not serve {type(self).__name__}; "
+                f"choose one of {', '.join(('auto', *self._supported))}"
             )
 
     def update(self, loss_fn: Callable[[Params], Any], params: Params) -> Result:
@@ -94,7 +96,7 @@ class ProjectionMethod(abc.ABC):
 class _Cycles(ProjectionMethod):
     """Projections one after the other."""
 
-    _exact: ClassVar[tuple[str, ...]] = ("consensus", "edges")
+    _supported: ClassVar[tuple[str, ...]] = ("consensus", "edges")
 
     def step(self, problem: Problem, z: State) -> State:
         """Project onto one set after the other."""
@@ -132,7 +134,7 @@ class DouglasRachford(ProjectionMethod):
     Attributes:
         relaxation: r in (0, 1]; 1/2 as published, 1 is alternating reflections.
         window: slots of past consensus values per node held by history (see
-            :class:`pjax_core.copies.History`). Exact when it exceeds ``steps_per_update``.
+            :class:`pjax_core.history.History`). Exact when it exceeds ``steps_per_update``.
 
     ``representation="history"`` holds every bilinear node by its history; ``"auto"`` those that keep at
     least 32 copies of every element, and the edges of the rest (an output layer has few edges, and large
@@ -142,7 +144,7 @@ class DouglasRachford(ProjectionMethod):
     relaxation: float = 0.5
     window: int = 2
 
-    _exact: ClassVar[tuple[str, ...]] = ("history", "edges")
+    _supported: ClassVar[tuple[str, ...]] = ("history", "edges")
 
     def __post_init__(self) -> None:
         """Refuse what no update can honour."""

@@ -1,13 +1,17 @@
 """Projections onto sets of nodes: one procedure for every way of holding the copies (Theorems 2 and 3)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.core import Tracer
 
-from pjax_core.copies import Consensus, Edges, History, Site
+from pjax_core.copies import Consensus, Edges, Site
 from pjax_core.graph import Graph
+from pjax_core.history import History
 from pjax_core.operators import Operators
 
 State = dict[int, Any]  # node number of a constraint or loss -> its copies
@@ -38,7 +42,8 @@ class Problem:
         self.graph, self._operators = graph, operators
         self._values, self.loss = graph.forward(*arrays)
         self._sites: dict[int, Site] = {}
-        for number in graph.numbers("constraint", "loss"):
+        # Consumers first: which outputs count depends on who reads them.
+        for number in reversed(graph.numbers("constraint", "loss")):
             producers = {p: graph.nodes[p] for p in graph.nodes[number].producers()}
             self._sites[number] = Site(
                 graph.nodes[number],
@@ -46,6 +51,7 @@ class Problem:
                 {p: node.aval for p, node in producers.items()},
                 {p: self._values[p] for p, node in producers.items() if node.kind == "constant"},
                 arrays[2],
+                None if graph.nodes[number].kind == "loss" else _mask(self._fan_out(number)),
             )
         self.holders = {number: hold(site) for number, site in self._sites.items()}
 
@@ -68,13 +74,14 @@ class Problem:
             mean = sum(mean * count for mean, count in readers) / jnp.maximum(weight, 1)
         return mean if isinstance(weight, int) else jnp.where(weight > 0, mean, self._values[number])
 
-    def project(self, numbers: Iterable[int], z: State) -> State:
+    def project(self, numbers: Collection[int], z: State) -> State:
         """Project onto the constraints of nodes no two of which share an edge.
 
         Parameters make their copies equal, constants restore theirs, constraints and losses project what
         they read and the mean of what reads them; then all of them write their outgoing edges.
         """
         graph = self.graph
+        assert not any(p in numbers for n in numbers for p in graph.nodes[n].producers()), "nodes share an edge"
         z = dict(z)
         values: dict[int, Array] = {}
         for number in numbers:
@@ -87,7 +94,7 @@ class Problem:
             else:
                 loss = kind == "loss"
                 target = None if loss else self.consensus(number, z)
-                weight = 1 if loss or not self._operators.weighted else self._fan_out(number)
+                weight = 1 if loss or not self._operators.weighted else jnp.maximum(self._fan_out(number), 1)
                 output, z[number] = self.holders[number].project(z[number], target, weight)
                 if output is not None:
                     values[number] = output
@@ -96,9 +103,10 @@ class Problem:
             z[reader] = self.holders[reader].write(z[reader], written)
         return z
 
-    def _fan_out(self, number: int) -> Array | float:
+    def _fan_out(self, number: int) -> Array | int:
         """Count the outgoing edges of every element of a node."""
-        return sum(self._sites[reader].counts[i][number] for reader, i in self.graph.consumers[number])
+        with jax.ensure_compile_time_eval():
+            return sum(self._sites[reader].counts[i][number] for reader, i in self.graph.consumers[number])
 
     def start(self, cycle: Sequence[Sequence[int]]) -> State:
         """Copies of the forward pass, ready for the first of a cycle of projections.
@@ -132,3 +140,11 @@ class Problem:
             self.consensus(n, z) if self.graph.consumers[n] else self._values[n]
             for n in self.graph.numbers("parameter")
         ]
+
+
+def _mask(readers: Array | int) -> Array | None:
+    """1 where an element has readers, else 0; ``None`` where all are known to have some."""
+    if isinstance(readers, int) or (not isinstance(readers, Tracer) and np.all(np.asarray(readers) > 0)):
+        return None
+    with jax.ensure_compile_time_eval():
+        return (readers > 0).astype(readers.dtype)

@@ -79,8 +79,9 @@ def project_sum_relu(
 def dot_root(p: Array, q: Array, target: Array, weight: ArrayLike, operators: Operators) -> Array:
     """Solve Eq. 32 for lambda: ``((1 + l^2) p + l q) / (1 - l^2)^2 + l / weight = target``.
 
-    The left side increases on (-1, 1) because ``q >= 2 |p|``, so the root is unique when it exists (it
-    does unless the two vectors are equal up to sign).
+    The left side increases on (-1, 1) because ``q >= 2 |p|``, so the root is unique when it exists. It does
+    unless the two vectors are equal up to sign, which Theorem 7 excludes; for those, and a target out of
+    reach, the exact root stops just inside the bracket and the output is not on the graph.
 
     Args:
         p: inner products of the two vectors.

@@ -166,6 +166,22 @@ def _reduce_sum(
 
 defproj(jax_primitives.reduce_sum_p, _reduce_sum)
 
+# Multiplication by a constant. The trace makes it of `mul` and `div`; the constant is not moved.
+
+scale_p = defprimitive("scale", lambda x, factor: x * factor)
+
+
+def _scale(
+    operands: tuple[Array, ...], target: Array, weight: ArrayLike, operators: Operators
+) -> tuple[tuple[Array, ...], Array]:
+    del operators
+    x, factor = operands
+    projected, output = projections.project_linear((x,), (factor,), target, weight)
+    return (*projected, factor), output
+
+
+defelementwise(scale_p, _scale)
+
 # ReLU of a sum (Theorem 6). The trace makes it of `max(., 0)` and the additions that feed it.
 
 sum_relu_p = defprimitive("sum_relu", lambda *xs: jax.nn.relu(sum(xs[1:], xs[0])))
@@ -294,3 +310,4 @@ for _prim in (
 ):
     defshape(_prim)
 defshape(jax_primitives.gather_p, data=(0,))
+defshape(jax_primitives.dynamic_slice_p, data=(0,))

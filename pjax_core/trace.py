@@ -6,6 +6,7 @@ projection. Anything else is an error that says what to do. Calls (``jit``, ``cu
 inlined.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -104,11 +105,6 @@ def _aval(atom: Any) -> ShapedArray:
     return atom.aval
 
 
-def _source(eqn: JaxprEqn) -> str:
-    """Return the user's line that made this equation."""
-    return source_info_util.summarize(eqn.source_info)
-
-
 class _Tracer:
     """Interpreter of jaxprs: every variable is a concrete array (constant) or a :class:`_Value`."""
 
@@ -117,6 +113,12 @@ class _Tracer:
         self.copies: list[_CopyEqn] = []
         self.constants: list[tuple[Any, int]] = []  # (array, node)
         self.indices: list[Any] = []
+        self._callers: list[JaxprEqn] = []  # calls being inlined, the outermost first
+
+    def _source(self, eqn: JaxprEqn) -> str:
+        """Return the user's line that made an equation: its own, or that of the innermost call that has one."""
+        found = (source_info_util.summarize(e.source_info) for e in (eqn, *reversed(self._callers)))
+        return next(filter(None, found), "an unknown line")
 
     def parameter(self, name: str, leaf: Any) -> _Value:
         return self._add(Node("parameter", name, np.shape(leaf), jnp.result_type(leaf)))
@@ -156,13 +158,19 @@ class _Tracer:
         if prim in _CALLS:
             body = eqn.params[_CALLS[prim]]
             closed = body if isinstance(body, ClosedJaxpr) else ClosedJaxpr(body, ())
-            return self.run(closed.jaxpr, closed.consts, inputs)
+            self._callers.append(eqn)
+            outputs = self.run(closed.jaxpr, closed.consts, inputs)
+            self._callers.pop()
+            return outputs
         if not any(isinstance(x, _Value) for x in inputs):
-            out = prim.bind(*inputs, **eqn.params)
+            # What is known now stays known inside an outer jit, so that the graph does not depend on it.
+            known = not any(isinstance(x, Tracer) for x in inputs)
+            with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
+                out = prim.bind(*inputs, **eqn.params)
             return list(out) if prim.multiple_results else [out]
         if any(isinstance(x, _Value) and x.node is not None and self._is_loss(x) for x in inputs):
             raise TypeError(
-                f"{prim} at {_source(eqn)} reads the value of a loss. Return the loss of every sample as "
+                f"{prim} at {self._source(eqn)} reads the value of a loss. Return the loss of every sample as "
                 "it is; the optimizer averages it (no .mean(), no sum with another term: return a tuple)"
             )
         if self._is_copy(eqn):
@@ -170,11 +178,26 @@ class _Tracer:
         if prim is jax_primitives.max_p and any(_is_zero(x) for x in inputs):
             operands = [x for x in inputs if isinstance(x, _Value)]
             return [self._node(eqn, "constraint", rules.sum_relu_p, operands, {})]
+        if prim in (jax_primitives.mul_p, jax_primitives.div_p) and not isinstance(inputs[-1], _Value):
+            factor = inputs[1] if prim is jax_primitives.mul_p else 1 / inputs[1]
+            return [self._node(eqn, "constraint", rules.scale_p, [inputs[0], factor], {})]
+        if prim is jax_primitives.mul_p and not isinstance(inputs[0], _Value):
+            return [self._node(eqn, "constraint", rules.scale_p, [inputs[1], inputs[0]], {})]
         if prim in rules.loss_rules:
             return [self._loss(eqn, inputs)]
         if prim in rules.projection_rules or prim in rules.bilinear_rules:
             return [self._node(eqn, "constraint", prim, inputs, eqn.params)]
-        raise TypeError(_no_rule(eqn))
+        raise TypeError(self._no_rule(eqn))
+
+    def _no_rule(self, eqn: JaxprEqn) -> str:
+        known = sorted(str(p) for table in (rules.projection_rules, rules.bilinear_rules) for p in table)
+        return (
+            f"{eqn.primitive} at {self._source(eqn)} has no projection rule. Constraints with a rule: "
+            f"{', '.join(known)}, max(., 0), division by a constant; copies: "
+            f"{', '.join(sorted(map(str, rules.copy_rules)))}. Write the operation with these, close over it if it "
+            "does not depend on the parameters, or register a rule: pjax_core.defproj(primitive, rule), see "
+            "pjax_core.rules"
+        )
 
     def _is_loss(self, value: _Value) -> bool:
         return value.node is not None and self.nodes[value.node].kind == "loss"
@@ -195,7 +218,7 @@ class _Tracer:
             if isinstance(x, _Value):
                 if data is not None and position not in data:
                     raise TypeError(
-                        f"{eqn.primitive} at {_source(eqn)} is indexed by a value that depends on a "
+                        f"{eqn.primitive} at {self._source(eqn)} is indexed by a value that depends on a "
                         "parameter; indices must be constants"
                     )
                 sources.append(x)
@@ -211,15 +234,21 @@ class _Tracer:
     def _loss(self, eqn: JaxprEqn, inputs: list[Any]) -> _Value:
         if any(isinstance(x, _Value) for x in inputs[1:]):
             raise TypeError(
-                f"the labels of {eqn.primitive} at {_source(eqn)} depend on a parameter; they must be constants"
+                f"the labels of {eqn.primitive} at {self._source(eqn)} depend on a parameter; they must be constants"
             )
         return self._node(eqn, "loss", eqn.primitive, inputs, eqn.params)
 
     def _node(self, eqn: JaxprEqn, kind: Any, prim: Primitive, inputs: list[Any], params: dict[str, Any]) -> _Value:
         (var,) = eqn.outvars
-        values = [x if isinstance(x, _Value) else self._constant(x) for x in inputs]
+        dtype = next(x.dtype for x in inputs if isinstance(x, _Value))
+        values = [x if isinstance(x, _Value) else self._constant(jnp.asarray(x, dtype)) for x in inputs]
         if prim in rules.elementwise:
             values = [self._repeat(x, _aval(var).shape) for x in values]
+        if len({x.dtype for x in values}) > 1:
+            dtypes = ", ".join(str(x.dtype) for x in values)
+            raise TypeError(
+                f"{prim} at {self._source(eqn)} mixes dtypes ({dtypes}); convert inputs and parameters to one"
+            )
         operands = tuple(self._operand(x) for x in values)
         name = str(prim)
         return self._add(Node(kind, name, _aval(var).shape, _aval(var).dtype, prim, _frozen(params), operands))
@@ -331,13 +360,3 @@ def _fuse_sum_relu(nodes: list[Node]) -> None:
         if node.primitive is rules.sum_relu_p:
             operands = tuple(term for operand in node.operands for term in terms(operand))
             nodes[i] = dataclasses.replace(node, operands=operands)
-
-
-def _no_rule(eqn: JaxprEqn) -> str:
-    known = sorted(str(p) for table in (rules.projection_rules, rules.bilinear_rules) for p in table)
-    return (
-        f"{eqn.primitive} at {_source(eqn)} has no projection rule. Constraints with a rule: "
-        f"{', '.join(known)}, max(., 0); copies: {', '.join(sorted(map(str, rules.copy_rules)))}. "
-        "Write the operation with these, close over it if it does not depend on the parameters, or "
-        "register a rule: pjax_core.defproj(primitive, rule), see pjax_core.rules"
-    )

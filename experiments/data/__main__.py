@@ -11,7 +11,7 @@ from experiments.data import prepare
 
 
 def main() -> int:
-    """Prepare the data set named on the command line; returns the exit status."""
+    """Prepare the data set named on the command line; returns the exit status, 2 for a wrong request."""
     parser = argparse.ArgumentParser(prog="python -m experiments.data", description=main.__doc__)
     parser.add_argument(
         "arguments",
@@ -26,7 +26,7 @@ def main() -> int:
         print(prepare(config.dataset, config.data_dir, Path(raw[-1]) if raw else None))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     return 0
 
 

@@ -52,6 +52,22 @@ def test_without_records_every_cell_is_missing(tmp_path: Path, capsys: pytest.Ca
     assert "7899.7 ± 3816.3" in shown  # the widest number of the paper is not shortened in a pipe
 
 
+def test_tables_without_a_record_are_left_out_unless_asked_for(
+    runs: Path, write_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    write_run(cell__dataset="digits")  # a record of no table is as good as none
+    assert tables.main([str(runs), "--dataset", "mnist", "--out", str(out)]) == 0
+    assert {path.stem for path in out.iterdir()} == {"table2-mnist", "table3-mnist"}
+    write_run()
+    capsys.readouterr()
+    assert tables.main([str(runs), "--out", str(out / "all")]) == 0
+    assert sorted(path.name for path in (out / "all").iterdir()) == ["table2.csv", "table2.md"]
+    assert "Table 3: CNN" not in capsys.readouterr().out
+    assert tables.main([str(runs), "--table", "3", "--out", str(out / "asked")]) == 0
+    assert sorted(path.name for path in (out / "asked").iterdir()) == ["table3.csv", "table3.md"]
+
+
 def test_one_record_stands_beside_the_published_one(runs: Path, write_run: Any, tmp_path: Path) -> None:
     write_run()
     text, rows = make(runs, tmp_path / "out")

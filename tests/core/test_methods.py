@@ -7,7 +7,7 @@ import pytest
 
 import pjax_core as pjax
 from pjax_core import nn, optim
-from pjax_core.copies import History
+from pjax_core.history import History
 from pjax_core.problem import Problem
 from pjax_core.trace import trace_with_arrays
 from tests.core.networks import ARCHITECTURES, MLP, FlaxMLP, blobs, network, problem, relative_error
@@ -20,13 +20,12 @@ RTOL = 1e-5
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("skip", [False, True])
-@pytest.mark.parametrize(("name", "method"), [("ap", AP(4)), ("cp", CP(4)), ("dr", DR(4, representation="edges"))])
+@pytest.mark.parametrize(("name", "method"), [("ap", AP), ("cp", CP), ("dr", DR)])
 def test_edges_are_the_papers_scalar_method(name, method, skip):
     model = MLP((3, 2, 3, 2), skip=skip)
     x, y = blobs(2, 3, 2)
     params = jax.tree.map(lambda a: a.astype(x.dtype) + 0.05, model.init(jax.random.key(1)))
-    update = type(method)(4, representation="edges").update
-    ours = update(lambda p: nn.cross_entropy(model.apply(p, x), y), params).params
+    ours = method(4, representation="edges").update(lambda p: nn.cross_entropy(model.apply(p, x), y), params).params
     weights = ["linears.0.weight", "linears.1.weight", "out.weight"]
     biases = ["relus.0.bias", "relus.1.bias"]
     oracle = ScalarNetwork(
@@ -167,10 +166,76 @@ def test_new_batches_of_the_same_shape_compile_nothing():
             x = x + i
             params, _ = method.update(lambda p, x=x, y=y: nn.cross_entropy(model.apply(p, x), y), params)
             if i == 1:
+                assert compiled, "the listener hears the first compilation"
                 compiled.clear()
     finally:
-        jax.monitoring.clear_event_listeners()
+        jax.monitoring.unregister_event_duration_listener(listen)
     assert compiled == []
+
+
+REPRESENTATIONS = [(AP, "edges"), (AP, "consensus"), (CP, "edges"), (CP, "consensus"), (DR, "edges"), (DR, "history")]
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("operators", [pjax.EXACT, pjax.PUBLISHED, pjax.Operators(weighted=True)])
+@pytest.mark.parametrize(("method", "representation"), REPRESENTATIONS)
+def test_outputs_that_nobody_reads_change_nothing(method, representation, operators):
+    """Slicing after a product gives the parameters that slicing before it gives."""
+    x, y = blobs(32, 12, 3)
+    model = MLP((12, 8, 6))
+    start = jax.tree.map(lambda a: a.astype(x.dtype), model.init(jax.random.key(0)))
+
+    def hidden(p):
+        return jnp.maximum(x @ p["linears.0.weight"] + p["relus.0.bias"][None], 0)
+
+    def after(p):
+        return nn.cross_entropy((hidden(p) @ p["out.weight"])[:, :3], y)
+
+    def before(p):
+        return nn.cross_entropy(hidden(p) @ p["out.weight"][:, :3], y)
+
+    update = method(8, operators, representation, **({"window": 9} if method is DR else {})).update
+    first, second = update(after, start).params, update(before, start).params
+    for k in start:
+        np.testing.assert_allclose(first[k], second[k], rtol=1e-7, atol=1e-9)
+    np.testing.assert_array_equal(first["out.weight"][:, 3:], start["out.weight"][:, 3:])
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(("method", "representation"), REPRESENTATIONS)
+def test_two_losses_on_different_sides_both_act(method, representation):
+    x, y = blobs(32, 12, 3)
+    start = {"w": jax.random.normal(jax.random.key(0), (12, 3), x.dtype) / 3, "b": jnp.zeros((1, 3), x.dtype)}
+
+    def loss_fn(p, first, second):
+        h = x @ p["w"] + p["b"]
+        return nn.cross_entropy(jnp.maximum(h, 0), first), nn.cross_entropy(h, second)
+
+    graph = pjax.trace(lambda p: loss_fn(p, y, y), start)
+    for layer in graph.layers:
+        assert not any(p in layer for n in layer for p in graph.nodes[n].producers())
+    update = method(10, representation=representation, **({"window": 11} if method is DR else {})).update
+    usual = update(lambda p: loss_fn(p, y, y), start).params
+    for labels in ((2 - y, y), (y, 2 - y)):
+        changed = update(lambda p, labels=labels: loss_fn(p, *labels), start).params
+        assert float(jnp.abs(changed["w"] - usual["w"]).max()) > 1e-3
+    edges = method(10, representation="edges").update(lambda p: loss_fn(p, y, y), start).params
+    assert relative_error(usual, edges, start) < RTOL
+
+
+@pytest.mark.usefixtures("x64")
+def test_scaling_by_a_constant_is_the_projection_of_its_line():
+    """Both h / 4 and 0.25 * h are one constraint each, and the constant does not move."""
+    x, y = blobs(16, 4, 3)
+    w = jnp.ones((4, 3))
+    for scaled in (lambda h: h / 4, lambda h: 0.25 * h, lambda h: h * 0.25):
+        graph = pjax.trace(lambda p, f=scaled: nn.cross_entropy(f(x @ p), y), w)
+        assert [n.name for n in graph.nodes if n.kind == "constraint"] == ["dot_general", "scale"]
+        a, b = (
+            AP(5, representation=r).update(lambda p, f=scaled: nn.cross_entropy(f(x @ p), y), w).params
+            for r in ("edges", "consensus")
+        )
+        np.testing.assert_allclose(a, b, rtol=1e-9)
 
 
 def test_an_unread_parameter_keeps_its_value():
@@ -219,8 +284,8 @@ def test_float32_stays_near_float64():
         ),
         (lambda: DR(relaxation=0), ValueError, "relaxation=0"),
         (lambda: DR(window=0), ValueError, "window=0"),
-        (lambda: DR(representation="consensus"), ValueError, "not exact for DouglasRachford"),
-        (lambda: AP(representation="history"), ValueError, "not exact for AlternatingProjections"),
+        (lambda: DR(representation="consensus"), ValueError, "does not serve DouglasRachford"),
+        (lambda: AP(representation="history"), ValueError, "does not serve AlternatingProjections"),
         (
             lambda: CP(operators="exact"),  # pyright: ignore[reportArgumentType]
             TypeError,

@@ -25,6 +25,14 @@ def _bilinear(xs, target, weight, operators):
     return (x, w), output
 
 
+def _scaled(xs, target, weight, operators):
+    (x, factor), output = rules.projection_rules[rules.scale_p](
+        (xs[0], jnp.full_like(xs[0], -2.5)), target, weight, operators
+    )
+    assert bool(jnp.all(factor == -2.5))
+    return (x,), output
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A rule on batches of small problems: ``value`` is the primitive, ``exact_in`` who claims exactness."""
@@ -49,6 +57,7 @@ CASES = {
     rules.sum_relu_p: Case(
         ((), (), ()), _registered(rules.sum_relu_p), lambda *xs: jnp.maximum(sum(xs), 0), (pjax.EXACT,)
     ),
+    rules.scale_p: Case(((),), lambda xs, y, n, ops: _scaled(xs, y, n, ops), lambda x: -2.5 * x),
     P.dot_general_p: Case(
         ((6,), (6,)),
         _bilinear,
@@ -64,8 +73,44 @@ CASES = {
 }
 
 
+def _penalty(x, labels):
+    """What the proximal operator of the cross-entropy minimises beside half the squared distance."""
+    return 5 * (jax.nn.logsumexp(x, axis=-1) - jnp.sum(labels * x, -1))
+
+
+def _indicator(x, labels):
+    """Zero on the margin constraint's set."""
+    return jnp.where(jnp.all(jnp.where(labels > 0, x >= 1.5, x <= 0), -1), 0, jnp.inf)
+
+
+LOSS_CASES = {rules.cross_entropy_p: (_penalty, {}), rules.margin_p: (_indicator, {"margin": 1.5})}
+
+
 def test_every_rule_has_a_case():
     assert set(CASES) == set(rules.projection_rules) | set(rules.bilinear_rules)
+    assert set(LOSS_CASES) == set(rules.loss_rules)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1, 10, 100])
+@pytest.mark.parametrize("prim", LOSS_CASES, ids=str)
+def test_definition_of_losses(prim, scale):
+    """No competitor has a smaller penalty plus half the squared distance; labels stay as they are."""
+    penalty, params = LOSS_CASES[prim]
+    x = scale * jax.random.normal(jax.random.key(0), (SAMPLES, 4))
+    labels = jax.nn.one_hot(jnp.arange(SAMPLES) % 4, 4)
+    (answer, same), output = rules.loss_rules[prim]((x, labels), None, 1, pjax.EXACT, **params)
+    assert output is None
+    np.testing.assert_array_equal(same, labels)
+
+    def objective(u):
+        return penalty(u, labels) + ((u - x) ** 2).sum(-1) / 2
+
+    best = objective(answer)
+    assert bool(jnp.all(jnp.isfinite(best)))
+    for i, size in enumerate([0, 1e-4, 1e-2, 1, scale] * 4):
+        noise = size * jax.random.normal(jax.random.key(i), x.shape)
+        for other in (answer + noise, x + noise):
+            assert bool(jnp.all(best <= objective(other) * (1 + 1e-12) + 1e-9))
 
 
 def _squared_distance(xs, ys, output, target, weight):

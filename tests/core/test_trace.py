@@ -116,6 +116,70 @@ def test_missing_rule_names_primitive_line_and_remedy():
     assert "defproj" in message
 
 
+@pytest.mark.parametrize("fun", [lambda h: jnp.where(h > 0, h, 0), lambda h: jnp.clip(h, -1, 1)], ids=["where", "clip"])
+def test_missing_rule_inside_a_jitted_function_names_the_users_line(fun):
+    with pytest.raises(TypeError, match=rf"at \S*test_trace.py:{fun.__code__.co_firstlineno}\b.* has no projection"):
+        pjax.trace(lambda w: nn.cross_entropy(fun(X @ w), Y), W)
+
+
+def test_a_known_zero_is_known_inside_jit_too():
+    def loss_fn(w):
+        h = X @ w
+        return nn.cross_entropy(jnp.maximum(h, jnp.zeros_like(h)), Y)
+
+    method = optim.AlternatingProjections(2)
+    outside = method.update(loss_fn, W).params
+    np.testing.assert_allclose(jax.jit(lambda w: method.update(loss_fn, w).params)(W), outside, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int32, bool, jnp.float16])
+def test_constants_take_the_parameters_dtype(dtype):
+    x = jnp.asarray(np.arange(12).reshape(4, 3) % 3, dtype)
+    method = optim.AlternatingProjections(2)
+    ours = method.update(lambda w: nn.cross_entropy(x @ w, Y), W).params
+    np.testing.assert_allclose(ours, method.update(lambda w: nn.cross_entropy(x.astype(W.dtype) @ w, Y), W).params)
+
+
+COPIES = {
+    P.broadcast_in_dim_p: lambda p: jnp.broadcast_to(p[:, None], (4, 2, 6))[:, 0],
+    P.concatenate_p: lambda p: jnp.concatenate([p, p[:, :2]], 1),
+    P.copy_p: lambda p: jnp.array(p, copy=True),
+    P.dynamic_slice_p: lambda p: jax.lax.dynamic_slice(p, (jnp.int32(1), jnp.int32(0)), (2, 6)),
+    P.gather_p: lambda p: p[jnp.array([0, 2, 2, 1])],
+    P.pad_p: lambda p: jnp.pad(p, ((0, 0), (1, 2))),
+    P.reshape_p: lambda p: p.reshape(3, 8),
+    P.rev_p: lambda p: p[:, ::-1],
+    P.slice_p: lambda p: p[1:, ::2],
+    P.squeeze_p: lambda p: jnp.squeeze(p[:, None], 1),
+    P.transpose_p: lambda p: p.T,
+    jax.lax.split_p: lambda p: jnp.split(p, 3, 1)[1],
+    jax.lax.stack_p: lambda p: jnp.stack([p, p], 1).reshape(8, 6),
+    jax.lax.tile_p: lambda p: jnp.tile(p, (2, 1)),
+}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("prim", list(rules.copy_rules), ids=str)
+def test_every_copy_averages_by_its_dense_matrix(prim):
+    """One AP step through a copy: the mean over copies by S written out as a 0/1 matrix, column by column."""
+    fun = COPIES[prim]
+    start = jax.random.normal(jax.random.key(0), (4, 6))
+    out = fun(start)
+    labels = jnp.arange(out.shape[0]) % out.shape[1]
+    basis = jnp.eye(start.size).reshape(-1, *start.shape)
+    dense = np.stack([np.asarray(fun(e) - fun(jnp.zeros_like(start))).ravel() for e in basis], 1)
+    proxed = projections.prox_cross_entropy(out, jax.nn.one_hot(labels, out.shape[1]), pjax.EXACT)
+    counts = dense.sum(0)
+    mean = np.where(counts > 0, dense.T @ np.asarray(proxed).ravel() / np.maximum(counts, 1), start.ravel())
+    traced = str(jax.make_jaxpr(fun)(start))
+    assert str(prim) in traced
+    for representation in ("edges", "consensus"):
+        new = optim.AlternatingProjections(1, representation=representation).update(
+            lambda p: nn.cross_entropy(fun(p), labels), start
+        )
+        np.testing.assert_allclose(new.params, mean.reshape(start.shape), rtol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("loss_fn", "params", "message"),
     [
@@ -132,6 +196,24 @@ def test_missing_rule_names_primitive_line_and_remedy():
 def test_wrong_functions_are_explained(loss_fn, params, message):
     with pytest.raises(TypeError, match=message):
         pjax.trace(loss_fn, params)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 0], [0, -1, 0, 0]])
+def test_labels_out_of_range(labels):
+    with pytest.raises(ValueError, match="for 2 classes: they lie in 0 to 1"):
+        nn.cross_entropy(jnp.ones((4, 2)), jnp.array(labels))
+
+
+def test_two_dtypes_of_parameters_are_refused():
+    params = {"w": W, "v": jnp.ones((2, 2), jnp.float16)}
+    with pytest.raises(TypeError, match=r"mixes dtypes \(float32, float16\)"):
+        pjax.trace(lambda p: nn.cross_entropy(jnp.matmul(X @ p["w"], p["v"]), Y), params)
+
+
+@pytest.mark.parametrize("xs", [(jnp.ones((4, 2)), jnp.ones((1, 2))), (jnp.ones((4, 2), jnp.float16),), (X,)])
+def test_relu_of_the_wrong_shapes(xs):
+    with pytest.raises(ValueError, match=r"ReLU\(2\) takes arrays of one shape"):
+        nn.ReLU(2).apply({"bias": jnp.zeros(2)}, *xs)
 
 
 @pytest.mark.parametrize("loss", [nn.cross_entropy, nn.margin_loss])

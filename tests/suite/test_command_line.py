@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from experiments import reproduce
+from experiments.cells import plan
 from experiments.config import ROOT
+from experiments.runner import folder_of
 
 
 def call(module: str, arguments: Sequence[str], timeout: float = 120) -> subprocess.CompletedProcess[str]:
@@ -25,12 +31,16 @@ def call(module: str, arguments: Sequence[str], timeout: float = 120) -> subproc
         ("run", ["dataset=nonsense"], "mnist"),
         ("run", ["-m", "method=sgd,nonsense"], "adam"),
         ("run", ["-m", "nonsense=1"], "protocol.patience"),
+        ("run", ["-m", "method=ap", "method.relaxation=0.7"], "method.representation"),
+        ("run", ["method=ap", "method.relaxation=0.7"], "method.representation"),
         ("reproduce", ["model=nonsense"], "mlp_4x128_skip"),
+        ("status", ["model=nonsense"], "mlp_4x128_skip"),
+        ("data", ["dataset=nonsense"], "mnist"),
     ],
 )
 def test_wrong_use_fails_in_seconds_and_lists_the_choices(module: str, arguments: list[str], message: str) -> None:
     result = call(module, arguments, timeout=60)
-    assert result.returncode != 0
+    assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
 
@@ -39,10 +49,87 @@ def test_wrong_use_fails_in_seconds_and_lists_the_choices(module: str, arguments
 def test_a_run_without_data_names_the_command_and_leaves_no_trace(module: str, tmp_path: Path) -> None:
     paths = [f"paths.data={tmp_path / 'data'}", f"paths.results={tmp_path / 'runs'}"]
     result = call(module, ["dataset=mnist", "model=mlp_1x128", *paths], timeout=60)
-    assert result.returncode != 0
+    assert result.returncode == 2
     assert "make data DATASET=mnist RAW=" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("module", ["run", "reproduce"])
+def test_an_option_that_the_engine_refuses_leaves_no_trace(module: str, tmp_path: Path) -> None:
+    cell = ["dataset=digits", "model=mlp_1x32", "method=dr"]
+    cell += ["sweep=demo"] if module == "reproduce" else []
+    result = call(module, [*cell, "method.window=0", f"paths.results={tmp_path / 'runs'}"], timeout=60)
+    assert result.returncode == 2
+    assert "error: method.window=0" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def recipe(*arguments: str, **environment: str) -> str:
+    """The last command that `make` would run, with additions to its environment."""
+    # The stamp is older than its lock in a fresh clone, and its recipe is not what is asked for here.
+    command = ["make", "-n", "-o", ".venv/.locked", *arguments]
+    settings = {**os.environ, **environment}
+    # A make that runs the tests hands its own command line down.
+    for name in ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES"):
+        settings.pop(name, None)
+    output = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, check=True).stdout
+    return output.replace("\\\n", " ").strip().splitlines()[-1]
+
+
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="no make on this machine")
+
+
+@needs_make
+@pytest.mark.parametrize("raw", ["/tmp/my dir", "/tmp/it's; false"])
+def test_make_hands_on_a_folder_with_a_space_whole(raw: str) -> None:
+    assert shlex.split(recipe("data", f"RAW={raw}"))[1:] == ["-m", "experiments.data", "dataset=mnist", f"raw={raw}"]
+
+
+@needs_make
+@pytest.mark.parametrize("verb", ["data", "reproduce", "status", "tables", "test"])
+def test_make_takes_nothing_from_the_environment(verb: str) -> None:
+    names = ("TABLE", "DATASET", "PRESET", "SEEDS", "MODEL", "METHOD", "ENGINE", "RAW", "ARGS")
+    assert recipe(verb, **dict.fromkeys(names, "foo")) == recipe(verb)
+    assert "foo" not in recipe(verb)
+
+
+@needs_make
+def test_make_takes_its_command_line() -> None:
+    words = shlex.split(recipe("reproduce", "TABLE=3", "MODEL=a,b", "METHOD=dr", "SEEDS=1"))
+    assert words[3:] == ["sweep=table3", "dataset=mnist", "preset=paper", "seeds=1", "model=a,b", "method=dr"]
+    assert shlex.split(recipe("tables"))[1:] == ["-m", "analysis.tables"]
+    assert shlex.split(recipe("tables", "TABLE=2", "DATASET=mnist"))[3:] == ["--table", "2", "--dataset", "mnist"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["sweep=table2", "seeds=1", "method=sgd"], ["analysis.tables", "--dataset", "mnist", "--table", "2"]),
+        (["sweep=demo", "seeds=1"], ["analysis.tables", "--dataset", "digits"]),
+        (["sweep=demo", "preset=demo", "seeds=1"], ["analysis.demo"]),
+    ],
+)
+def test_reproduce_prints_the_table_it_ran(
+    arguments: list[str], expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = plan([*arguments, f"paths.results={tmp_path}"])
+    folder = folder_of(planned[0].config)
+    folder.mkdir()
+    (folder / "record.json").write_text("{}")
+    commands: list[list[str]] = []
+
+    def note(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 7)
+
+    monkeypatch.setattr(sys, "argv", ["reproduce"])
+    monkeypatch.setattr(reproduce, "parse", lambda *arguments: planned)
+    monkeypatch.setattr(reproduce, "run_missing", lambda planned: [])
+    monkeypatch.setattr(reproduce.subprocess, "run", note)
+    assert reproduce.main() == 7
+    assert commands == [[sys.executable, "-m", expected[0], str(tmp_path), *expected[1:]]]
 
 
 @pytest.mark.parametrize("module", ["run", "reproduce", "status"])

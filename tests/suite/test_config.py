@@ -71,7 +71,12 @@ def test_an_unknown_key_lists_the_keys(key: str) -> None:
         ("protocol.max_steps=1500", "no multiple of protocol.evaluate_every=1000"),
         ("protocol.evaluate_every=1010", "no multiple of method.steps_per_update=50"),
         ("protocol.validation_fraction=1.5", "not between 0 and 1"),
-        ("method.learning_rate=1", "no such key"),
+        ("method.learning_rate=1", r"unknown key 'method.learning_rate'(.|\n)*It has:(.|\n)*\n  method.relaxation\n"),
+        ("method.relaxation=null", "is not Optional"),
+        ("method.relaxation=nan", "method.relaxation=nan is not finite"),
+        ("engine.prox_lambda=inf", "engine.prox_lambda=inf is not finite"),
+        ("model.hidden=[0]", r"model.hidden=\[0\] is not positive"),
+        ("+method.window=3", "write method.window=value"),
         ("seed", "not of the form key=value"),
         ("seed=-1", "negative"),
         ("sweep=table2", r"\+sweep=table2"),
@@ -80,6 +85,39 @@ def test_an_unknown_key_lists_the_keys(key: str) -> None:
 def test_a_wrong_value_says_what_is_wrong(override: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         compose_run(["method=dr", override])
+
+
+@pytest.mark.parametrize("method", ["ap", "cp"])
+@pytest.mark.parametrize("key", ["relaxation", "window"])
+def test_only_douglas_rachford_has_options_of_its_own(method: str, key: str) -> None:
+    with pytest.raises(UsageError, match=f"unknown key 'method.{key}'") as caught:
+        compose_run([f"method={method}", f"method.{key}=1"])
+    listed = str(caught.value).splitlines()[1:]
+    keys = ["name", "output_bias", "representation", "steps_per_update"]
+    assert listed == [f"  method.{known}" for known in keys]
+
+
+def test_a_learning_rate_is_positive() -> None:
+    with pytest.raises(UsageError, match=r"method\.learning_rate=-1\.0 is not positive"):
+        compose_run(["method=sgd", "method.learning_rate=-1"])
+
+
+REFUSED = [
+    ("dr", "method.relaxation=2.0", "method.relaxation="),
+    ("dr", "method.window=0", "method.window="),
+    ("dr", "method.representation=consensus", "method.representation="),
+    ("ap", "method.representation=history", "method.representation="),
+    ("cp", "engine.prox_lambda=-1.0", "engine.prox_lambda="),
+    ("dr", "method.name=ap", "method: .*relaxation"),
+]
+"""Options that compose but that the engine refuses, and how the message must name them."""
+
+
+@pytest.mark.parametrize(("method", "override", "message"), REFUSED)
+def test_an_option_that_the_engine_refuses_is_named(method: str, override: str, message: str) -> None:
+    config = compose_run([f"method={method}", override])
+    with pytest.raises(UsageError, match=f"^{message}"):
+        build_method(config.method, config.engine)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,14 @@ def test_a_run_keeps_its_name() -> None:
         run_id(compose_run(["dataset=mnist", "model=mlp_1x128", "method=dr", "seed=3"]))
         == "mnist-mlp_1x128-dr-published-s3-e9b6e6e4"
     )
+    ap = compose_run(["dataset=mnist", "model=mlp_1x128", "method=ap"])
+    assert run_id(ap) == "mnist-mlp_1x128-ap-published-s0-0bba6ad7"
+
+
+def test_a_method_is_named_by_its_own_options_alone() -> None:
+    common = {"name", "output_bias", "steps_per_update", "representation"}
+    assert set(scientific_config(compose_run(["method=cp"]))["method"]) == common
+    assert set(scientific_config(compose_run(["method=dr"]))["method"]) == common | {"relaxation", "window"}
 
 
 @pytest.mark.parametrize(

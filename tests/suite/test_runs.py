@@ -6,16 +6,20 @@ import itertools
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
 import yaml
 from filelock import FileLock
 
+from experiments import training
 from experiments.cells import Planned
-from experiments.config import ROOT, choices
+from experiments.config import ROOT, RunConfig, UsageError, choices
 from experiments.records import Event, run_id, scientific_config
 from experiments.reproduce import run_missing
 from experiments.runner import RunBusy, RunFailed, Status, execute, folder_of, status_of
@@ -141,6 +145,72 @@ def test_infinite_parameters_stop_a_run_and_cost_no_other(
     assert run_missing(planned[1:]) == []
     assert "1 of 1 runs are finished: nothing to do." in capsys.readouterr().out
     assert (done / "record.json").exists()
+
+
+@pytest.mark.parametrize("bad", ["loss", "validation"])
+def test_a_loss_that_is_not_finite_stops_a_run_with_finite_parameters(
+    bad: str, short: Callable[..., Planned], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        """Counts the updates and leaves the rest to the case: an infinite loss in one, or logits that overflow."""
+
+        steps_per_update = 1
+
+        def init(self, params: Any) -> jax.Array:
+            return jnp.int32(0)
+
+        def update(self, loss_fn: Any, params: Any, state: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
+            if bad == "loss":
+                return params, state + 1, jnp.where(state == 60, jnp.inf, 1.0)
+            return jax.tree.map(lambda leaf: leaf * 10, params), state + 1, jnp.float32(1.0)
+
+    monkeypatch.setattr(training, "build_method", lambda method, engine: Broken())
+    # The largest weights overflow after some 38 updates, the logits of two layers after half as many.
+    every = () if bad == "loss" else ("protocol.evaluate_every=25",)
+    planned = short("method=sgd", *every)
+    with pytest.raises(RunFailed):
+        execute(planned.config, planned.overrides, ignore)
+    folder = folder_of(planned.config)
+    failure = json.loads((folder / "FAILED.json").read_text())
+    expected = {
+        "loss": (100, "the training loss is not finite from step 60 on"),
+        "validation": (25, "the validation loss is not finite at step 25"),
+    }[bad]
+    assert (failure["type"], failure["step"], failure["message"]) == ("Diverged", *expected)
+    assert [event["step"] for event in read_events(folder)] == ([0, 50] if bad == "loss" else [0])
+
+
+def test_an_event_that_is_no_json_is_not_written(
+    short: Callable[..., Planned], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(config: RunConfig, data: Any, on_event: Callable[[Event], None]) -> None:
+        on_event(Event(0, 0, None, 0.5, float("nan"), 0.0, 0.0))
+
+    monkeypatch.setattr(training, "train", train)
+    planned = short("method=sgd")
+    with pytest.raises(RunFailed, match="not JSON compliant"):
+        execute(planned.config, planned.overrides, ignore)
+    assert read_events(folder_of(planned.config)) == []
+
+
+@pytest.mark.parametrize(
+    "override", ["method.relaxation=2", "method.window=0", "engine.prox_lambda=-1", "method.representation=consensus"]
+)
+def test_an_option_that_the_engine_refuses_is_no_failed_run(override: str, short: Callable[..., Planned]) -> None:
+    planned = short("method=dr", override)
+    with pytest.raises(UsageError, match=override.partition("=")[0]):
+        execute(planned.config, planned.overrides, ignore)
+    assert not folder_of(planned.config).exists()
+
+
+def test_a_look_at_the_status_does_not_stop_a_run_from_starting(short: Callable[..., Planned]) -> None:
+    planned = short("method=sgd")
+    folder = folder_of(planned.config)
+    folder.mkdir(parents=True)
+    look = FileLock(folder / "run.lock", thread_local=False)
+    look.acquire()
+    threading.Timer(0.2, look.release).start()
+    assert execute(planned.config, planned.overrides, ignore) is not None
 
 
 def test_a_run_has_one_owner(short: Callable[..., Planned]) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from baselines.gradient import GradientMethod
 from baselines.mlp import MLP
+from experiments import training
 from experiments.cells import Planned
 from experiments.compiled import EVALUATION_BATCH, TrainState, initial_state, make_chunk, make_evaluation, next_batch
 from experiments.data import load
@@ -104,6 +105,29 @@ def test_nothing_is_compiled_between_the_first_evaluation_and_the_last(short: Ca
     assert len(heard) == 5
     assert heard[0] > 0, "the listener heard no compilation at all"
     assert len(set(heard)) == 1
+
+
+@pytest.mark.parametrize(
+    ("durations", "count", "median"),
+    [
+        ([9.0, 9.0, 9.0, 0.1, 0.1, 0.1, 1.8, 0.1, 9.0], 3 + 5, 0.1),  # neither warm-up nor one slow dispatch counts
+        ([0.0] * 3 + [3.0, 5.0, 4.0, 4.0, 7.0, 9.0], 3 + 5, 4.0),  # five, however long
+        ([0.0] * 3 + [0.25] * 9, 3 + 8, 0.25),  # until the time is up
+        ([0.001] * 2000, 3 + 1000, 0.001),
+    ],
+)
+def test_the_published_time_is_a_median_within_limits(
+    durations: list[float], count: int, median: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, seen = [0.0], []
+
+    def dispatch(i: int) -> None:
+        seen.append(i)
+        clock[0] += durations[i]
+
+    monkeypatch.setattr(training.time, "perf_counter", lambda: clock[0])
+    assert training.median_seconds(dispatch) == pytest.approx(median)
+    assert seen == list(range(count))
 
 
 @pytest.mark.parametrize("skip", [False, True])
