@@ -129,10 +129,14 @@ def dot_root(p: Array, q: Array, target: Array, weight: ArrayLike, operators: Op
         return guarded, low, high, guarded - root, count + 1
 
     converged = jnp.abs(step) <= tolerance * (1 - root * root)
-    start = jnp.where(converged, root, jnp.nan_to_num(jnp.clip(root, -0.5, 0.5)))
-    bound = jnp.full_like(start, inside)
-    carry = (start, -bound, bound, jnp.where(converged, 0, jnp.inf), jnp.zeros((), jnp.int32))
-    return jax.lax.while_loop(unfinished, refine, carry)[0]
+
+    def bracketed() -> Array:
+        start = jnp.where(converged, root, jnp.nan_to_num(jnp.clip(root, -0.5, 0.5)))
+        bound = jnp.full_like(start, inside)
+        carry = (start, -bound, bound, jnp.where(converged, 0, jnp.inf), jnp.zeros((), jnp.int32))
+        return jax.lax.while_loop(unfinished, refine, carry)[0]
+
+    return jax.lax.cond(jnp.all(converged), lambda: root, bracketed)
 
 
 def project_dot(

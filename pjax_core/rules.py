@@ -231,7 +231,8 @@ def _ones_dot_general(
     ranks = (a.ndim, len(other_shape)) if position == 0 else (len(other_shape), a.ndim)
     axes = _dot_axes(dimension_numbers, *ranks)
     (batch, free, contracted), (_, other_free, _) = axes[position], axes[1 - position]
-    sums = jnp.sum(a.transpose((*batch, *free, *contracted)), tuple(range(len(batch + free), a.ndim)))
+    kept = sorted(batch + free)
+    sums = jnp.sum(a, contracted).transpose([kept.index(axis) for axis in batch + free])
     start = a.ndim - len(contracted) if position == 0 else len(batch)
     return jnp.expand_dims(sums, tuple(range(start, start + len(other_free))))
 
