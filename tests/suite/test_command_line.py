@@ -72,7 +72,7 @@ def recipe(*arguments: str, **environment: str) -> str:
     command = ["make", "-n", "-o", ".venv/.locked", *arguments]
     settings = {**os.environ, **environment}
     # A make that runs the tests hands its own command line down.
-    for name in ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES"):
+    for name in ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL"):
         settings.pop(name, None)
     output = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, check=True).stdout
     return output.replace("\\\n", " ").strip().splitlines()[-1]
