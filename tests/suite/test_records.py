@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from experiments.config import compose_run
+from experiments.config import ROOT, compose_run
 from experiments.records import Cell, Clocks, DataInfo, Metrics, Record, run_id, scientific_config, write_record
 
 METRICS = Metrics(0.9, 0.95, 0.96, 2000, 7000, 1000, 0.5, "patience")
@@ -28,6 +28,14 @@ def test_a_run_keeps_its_name() -> None:
     )
     ap = compose_run(["dataset=mnist", "model=mlp_1x128", "method=ap"])
     assert run_id(ap) == "mnist-mlp_1x128-ap-published-s0-0bba6ad7"
+
+
+@pytest.mark.parametrize("folder", sorted((ROOT / "results" / "runs").iterdir()), ids=lambda folder: folder.name)
+def test_a_committed_record_is_found_by_todays_configuration(folder: Path) -> None:
+    record = json.loads((folder / "record.json").read_text())
+    cell = record["cell"]
+    names = [f"{key}={cell[key]}" for key in ("dataset", "model", "method", "engine") if cell[key] is not None]
+    assert run_id(compose_run([*names, f"seed={record['seed']}"])) == folder.name == record["run_id"]
 
 
 def test_a_method_is_named_by_its_own_options_alone() -> None:
