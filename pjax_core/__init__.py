@@ -1,6 +1,6 @@
 """PJAX: projection as a JAX transformation. Training as a feasibility problem, traced from plain JAX."""
 
-from pjax_core import nn, optim
+from pjax_core import nn, optim, windows
 from pjax_core.graph import Graph
 from pjax_core.operators import EXACT, PUBLISHED, Operators
 from pjax_core.rules import defbilinear, defelementwise, defloss, defproj, defshape
@@ -19,4 +19,5 @@ __all__ = [
     "nn",
     "optim",
     "trace",
+    "windows",
 ]

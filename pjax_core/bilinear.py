@@ -100,9 +100,13 @@ class Dots:
         return copies.size / self._shapes[position].size
 
 
-def uniform_count(counts: Array) -> Array | int:
-    """Collapse a known array of equal counts to a number, so that compiled code holds no array for it."""
+def collapse(counts: Array) -> Array | int:
+    """Give known counts length 1 along axes where they repeat; a number where all are equal.
+
+    Compiled code then holds no array for them.
+    """
     known = np.rint(np.asarray(counts))
-    if known.size and np.all(known == known.flat[0]):
-        return int(known.flat[0])
-    return jnp.asarray(known, counts.dtype)
+    for axis, length in enumerate(known.shape):
+        first = known.take([0], axis) if length else known
+        known = first if np.array_equal(np.broadcast_to(first, known.shape), known) else known
+    return int(known.flat[0]) if known.size == 1 else jnp.asarray(known, counts.dtype)

@@ -21,11 +21,13 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from pjax_core import projections, rules
-from pjax_core.bilinear import Dots, projection_factor, uniform_count
+from pjax_core.bilinear import Dots, collapse, projection_factor
 from pjax_core.graph import Node
+from pjax_core.jaxprs import at_once
 from pjax_core.operators import Operators
 
 Operands = tuple[Array, ...]
@@ -67,26 +69,29 @@ class Site:
             known |= {p: jnp.zeros(a.shape, a.dtype) for p, a in self._producers.items() if p not in values}
         return tuple(o.spread([known[p] for p in o.producers], self._indices) for o in self.node.operands)
 
-    def gather(self, position: int, copies: Array) -> dict[int, Array]:
-        """Sum an operand's copies by producer (the transpose of :meth:`spread`)."""
+    def gather(self, position: int, copies: Array, indices: Sequence[Array] | None) -> dict[int, Array]:
+        """Sum an operand's copies by producer (the transpose of :meth:`spread`); see ``Operand.spread``."""
         operand = self.node.operands[position]
         avals = [jax.ShapeDtypeStruct(self._producers[p].shape, copies.dtype) for p in operand.producers]
-        return dict(zip(operand.producers, operand.gather(copies, avals, self._indices), strict=True))
+        return dict(zip(operand.producers, operand.gather(copies, avals, indices), strict=True))
 
     def _count(self, position: int) -> dict[int, Array | int]:
         operand = self.node.operands[position]
         # In single precision at least: half precision cannot count to 257.
         dtype = jnp.promote_types(operand.dtype, jnp.float32)
-        with jax.ensure_compile_time_eval():
+        with at_once(self._alive):
             if self.dots:
                 copies = self.dots.total(self.living(jnp.ones(self.node.shape, dtype)), position)
                 copies = jnp.broadcast_to(copies, operand.shape)
             else:
                 copies = self._living_operand(jnp.ones(operand.shape, dtype))
-        if operand.reads_indices:
-            return {**self.gather(position, copies)}
-        with jax.ensure_compile_time_eval():
-            return {p: uniform_count(c) for p, c in self.gather(position, copies).items()}
+            # Behind an index array, edges are counted when the graph runs; the others now.
+            known = self.gather(position, copies, indices=None)
+            if not isinstance(copies, Tracer):
+                known = {p: collapse(count) for p, count in known.items()}
+        indexed = operand.indexed
+        found = self.gather(position, copies, self._indices) if indexed else {}
+        return {**known, **{p: count for p, count in found.items() if p in indexed}}
 
     def living(self, coefficient: Array) -> Array:
         """Zero a coefficient per output where nobody reads the output."""
@@ -106,7 +111,7 @@ class Site:
         counts = self.counts[position]
         return {
             p: s / (counts[p] if isinstance(counts[p], int) else jnp.maximum(counts[p], 1))
-            for p, s in self.gather(position, copies).items()
+            for p, s in self.gather(position, copies, self._indices).items()
         }
 
     def project(self, operands: Operands, target: Array | None, weight: ArrayLike) -> tuple[Operands, Array | None]:
@@ -149,13 +154,15 @@ class Edges:
             sums = dots.contract((z[0] * alive, z[1] * alive))[position]
         return self._site.means(position, sums)[producer]
 
-    def project(self, z: Operands, target: Array | None, weight: ArrayLike) -> tuple[Array | None, Operands]:
-        """Project the copies and the output's target onto the node's graph."""
+    def project(
+        self, z: Operands, target: Array | None, weight: ArrayLike
+    ) -> tuple[Array | None, Operands, Array | None]:
+        """Project the copies and the output's target onto the node's graph; also return a dot's root."""
         if self._site.dots is None or target is None:
             projected, output = self._site.project(z, target, weight)
-            return output, projected
-        x, w, output = projections.project_dot(z[0], z[1], target, weight, self._site.operators)
-        return output, (x, w)
+            return output, projected, None
+        x, w, output, root = projections.project_dot(z[0], z[1], target, weight, self._site.operators)
+        return output, (x, w), root
 
     def combine(self, terms: Sequence[tuple[float, Operands]]) -> Operands:
         """Sum of scalars times copies."""
@@ -218,9 +225,9 @@ class Consensus:
 
     def project(
         self, z: ConsensusState, target: Array | None, weight: ArrayLike
-    ) -> tuple[Array | None, ConsensusState]:
-        """Project; the copies that come out are kept as means."""
-        site = self._site
+    ) -> tuple[Array | None, ConsensusState, Array | None]:
+        """Project; the copies that come out are kept as means. Also return a dot's root."""
+        site, root = self._site, None
         operands = site.spread(z.values)
         if site.dots is None or target is None:
             sums, output = site.project(operands, target, weight)
@@ -232,4 +239,5 @@ class Consensus:
             sums = [site.dots.sums((a, d), (x, w), i) for i in (0, 1)]
             output = target - root / weight
         found = (site.means(i, copies) for i, copies in enumerate(sums))
-        return output, ConsensusState({}, tuple({p: g[p] for p in self._readers(i)} for i, g in enumerate(found)))
+        means = tuple({p: g[p] for p in self._readers(i)} for i, g in enumerate(found))
+        return output, ConsensusState({}, means), root

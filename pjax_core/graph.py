@@ -35,6 +35,13 @@ class Copy:
     primitive: Primitive
     params: tuple[tuple[str, Any], ...]
     inputs: tuple[tuple[str, int], ...]
+    results: int = 1
+    shape: tuple[int, ...] = ()  # of the result, where an input is an index
+
+    @property
+    def indexed(self) -> bool:
+        """Whether it depends on index arrays, which are known only when the graph runs."""
+        return any(kind == "index" for kind, _ in self.inputs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,17 +56,25 @@ class Operand:
     shape: tuple[int, ...]
     dtype: np.dtype
 
-    def spread(self, values: Sequence[Array], indices: Sequence[Array]) -> Array:
-        """Apply S: from the producers' values, in order, to the operand."""
+    def spread(self, values: Sequence[Array], indices: Sequence[Array] | None) -> Array:
+        """Apply S: from the producers' values, in order, to the operand.
+
+        Without ``indices``, with zeros in place of what copies take by an index array.
+        """
         results: list[Array] = []
-        sources = {"producer": values, "copy": results, "index": indices}
+        sources = {"producer": values, "copy": results, "index": indices or ()}
         for copy in self.copies:
+            if copy.indexed and indices is None:
+                results.append(jnp.zeros(copy.shape, values[0].dtype))
+                continue
             inputs = [sources[kind][position] for kind, position in copy.inputs]
             out = copy.primitive.bind(*inputs, **dict(copy.params))
             results.extend(out if copy.primitive.multiple_results else [out])
         return results[-1] if self.copies else values[0]
 
-    def gather(self, copies: Array, values: Sequence[jax.ShapeDtypeStruct], indices: Sequence[Array]) -> list[Array]:
+    def gather(
+        self, copies: Array, values: Sequence[jax.ShapeDtypeStruct], indices: Sequence[Array] | None
+    ) -> list[Array]:
         """Apply the transpose of S: the sums of an operand's copies, in the producers' shapes."""
         if not self.copies:
             return [copies]
@@ -67,14 +82,32 @@ class Operand:
         return list(transpose(copies))
 
     @property
-    def reads_indices(self) -> bool:
-        """Whether S depends on index arrays, which are known only when the graph runs."""
-        return any(kind == "index" for copy in self.copies for kind, _ in copy.inputs)
+    def indexed(self) -> list[int]:
+        """Producers some of whose copies are taken by an index array."""
+        found: list[int] = []
+
+        def visit(source: tuple[str, int], behind: bool) -> None:
+            kind, position = source
+            if kind == "copy":
+                for x in results[position].inputs:
+                    visit(x, behind or results[position].indexed)
+            elif kind == "producer" and behind:
+                found.append(self.producers[position])
+
+        # Every copy with an index has one result; others are found by any of theirs.
+        results = [copy for copy in self.copies for _ in range(copy.results)]
+        if any(copy.indexed for copy in self.copies):
+            visit(("copy", len(results) - 1), False)
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """A batch of scalar nodes with one array as value (a loss's value is the loss per sample)."""
+    """A batch of scalar nodes with one array as value (a loss's value is the loss per sample).
+
+    ``origins``: where the forward pass has the value (:class:`pjax_core.trace.Program`); none for constants and
+    for inserted identities.
+    """
 
     kind: Kind
     name: str
@@ -83,6 +116,7 @@ class Node:
     primitive: Primitive | None = None
     params: tuple[tuple[str, Any], ...] = ()
     operands: tuple[Operand, ...] = ()
+    origins: tuple[int, ...] = ()
 
     @property
     def aval(self) -> jax.ShapeDtypeStruct:
@@ -101,7 +135,7 @@ class Node:
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-    """Nodes in an order in which each comes after the nodes that it reads.
+    """Nodes in an order in which each comes after those that it reads at the same step of a recurrence.
 
     Hashable and free of arrays: two traces of the same computation compare equal, so a compiled solver
     is found again.
@@ -155,23 +189,15 @@ class Graph:
             operand.spread([values[p] for p in operand.producers], indices) for operand in self.nodes[number].operands
         )
 
-    def forward(
-        self, parameters: Sequence[Array], constants: Sequence[Array], indices: Sequence[Array]
-    ) -> tuple[dict[int, Array], Array]:
-        """Evaluate every node. Returns the values by node number and the mean loss."""
-        values: dict[int, Array] = {}
-        leaves = {"parameter": iter(parameters), "constant": iter(constants)}
-        losses = []
-        for number, node in enumerate(self.nodes):
-            if node.kind in leaves:
-                values[number] = next(leaves[node.kind])
-            else:
-                out = node.evaluate(self.operands_of(number, values, indices))
-                if node.kind == "loss":
-                    losses.append(out.ravel())
-                else:
-                    values[number] = out
-        return values, jnp.mean(jnp.concatenate(losses))
+    def values(self, traced: Sequence[Array], constants: Sequence[Array], indices: Sequence[Array]) -> dict[int, Array]:
+        """Values of the nodes by number from those of the forward pass."""
+        remaining = iter(constants)
+        values = {i: next(remaining) for i in self.numbers("constant")}
+        values |= {i: traced[node.origins[0]] for i, node in enumerate(self.nodes) if node.origins}
+        for i, node in enumerate(self.nodes):
+            if i not in values:  # an inserted identity
+                values[i] = node.evaluate(self.operands_of(i, values, indices))
+        return values
 
     def __str__(self) -> str:
         """Draw a table: number, side, kind, name, shape and the nodes that it reads."""

@@ -170,15 +170,15 @@ class History:
 
     def project(
         self, z: HistoryState | _Combination, target: Array | None, weight: ArrayLike
-    ) -> tuple[Array, _Combination]:
-        """Project: multiply by one split-complex number per output (Theorem 7)."""
+    ) -> tuple[Array, _Combination, Array]:
+        """Project: multiply by one split-complex number per output (Theorem 7). Also return the root."""
         assert target is not None
         z = self._lift(z)
         q, twice_p = self._full(self._norm(z))
         root = projections.dot_root(twice_p / 2, q, target, weight, self._site.operators)
         factor = projection_factor(root)
         new = {term: split_product(factor, c) for term, c in z.new.items()}
-        return target - root / weight, _Combination(z.past, split_product(factor, z.factor), new)
+        return target - root / weight, _Combination(z.past, split_product(factor, z.factor), new), root
 
     def combine(self, terms: Sequence[tuple[float, HistoryState | _Combination]]) -> _Combination:
         """Sum of scalars times copies."""
@@ -191,6 +191,11 @@ class History:
                 scaled = split_product((scalar, 0.0), c)
                 new[term] = split_sum(new[term], scaled) if term in new else scaled
         return _Combination(past, factor, new)
+
+    def folded(self, z: _Combination) -> Array:
+        """Largest coefficient that settling folds into the next-oldest slot."""
+        _, coefficients = self._terms(z)
+        return jnp.max(jnp.abs(jnp.stack(coefficients)[:, : len(z.new)]), initial=0)
 
     def settle(self, z: _Combination) -> HistoryState:
         """Turn the step's combination into the next step's past, folding what the window cannot hold."""

@@ -3,8 +3,8 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,8 @@ from pjax_core.copies import Consensus, Edges, Site
 from pjax_core.graph import Graph
 from pjax_core.history import History
 from pjax_core.operators import EXACT, Operators
-from pjax_core.problem import Holder, Problem, State
-from pjax_core.trace import Params, trace_with_arrays
+from pjax_core.problem import Diagnostics, Holder, Problem, State
+from pjax_core.trace import Params, Program, trace_with_arrays
 
 Representation = Literal["auto", "edges", "consensus", "history"]
 
@@ -26,6 +26,14 @@ class Result(NamedTuple):
 
     params: Params  # shadow: consensus of the parameter edges after the last step
     loss: Array  # mean loss of the forward pass that the update started from
+
+
+class Diagnosed(NamedTuple):
+    """What an update with diagnostics returns."""
+
+    params: Params
+    loss: Array
+    diagnostics: Diagnostics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +65,17 @@ class ProjectionMethod(abc.ABC):
                 f"choose one of {', '.join(('auto', *self._supported))}"
             )
 
-    def update(self, loss_fn: Callable[[Params], Any], params: Params) -> Result:
+    @overload
+    def update(
+        self, loss_fn: Callable[[Params], Any], params: Params, *, diagnostics: Literal[False] = False
+    ) -> Result: ...
+
+    @overload
+    def update(self, loss_fn: Callable[[Params], Any], params: Params, *, diagnostics: Literal[True]) -> Diagnosed: ...
+
+    def update(
+        self, loss_fn: Callable[[Params], Any], params: Params, *, diagnostics: bool = False
+    ) -> Result | Diagnosed:
         """Improve the parameters on one batch (Algorithm 1, lines 4-9).
 
         Works inside and outside ``jax.jit``. Outside, the solver is compiled once per graph: a new
@@ -66,18 +84,21 @@ class ProjectionMethod(abc.ABC):
         Args:
             loss_fn: ``loss_fn(params)`` returns the loss of every sample (``nn.cross_entropy``).
             params: pytree of floating-point arrays.
+            diagnostics: also measure the last iterate, which costs about three more steps.
 
         Returns:
-            The parameters after K steps, as a pytree like ``params``, and the mean loss of the forward
-            pass at the given parameters.
+            The parameters after K steps, as a pytree like ``params``, the mean loss of the forward pass at the
+            given parameters and, if asked for, :class:`~pjax_core.problem.Diagnostics`.
 
         Raises:
             TypeError: see :func:`pjax_core.trace`.
         """
         leaves, treedef = jax.tree.flatten(params)
-        graph, constants, indices = trace_with_arrays(loss_fn, params)
-        leaves, loss = _solve(self, graph, [jnp.asarray(x) for x in leaves], constants, indices)
-        return Result(jax.tree.unflatten(treedef, leaves), loss)
+        graph, program, *arrays = trace_with_arrays(loss_fn, params)
+        leaves = [jnp.asarray(x) for x in leaves]
+        leaves, *found = _solve(self, graph, program, diagnostics, leaves, *arrays)
+        updated = jax.tree.unflatten(treedef, leaves)
+        return Diagnosed(updated, *found) if diagnostics else Result(updated, *found)
 
     @abc.abstractmethod
     def cycle(self, graph: Graph) -> tuple[tuple[int, ...], ...]:
@@ -88,8 +109,12 @@ class ProjectionMethod(abc.ABC):
         """One step of the method from the governing iterate ``z``."""
 
     @abc.abstractmethod
-    def hold(self, site: Site) -> Holder:
-        """Make the holder of a node's copies."""
+    def gap(self, problem: Problem, z: State) -> Array:
+        """Distance between the sets at an iterate, in the nodes' consensus values."""
+
+    @abc.abstractmethod
+    def hold(self, site: Site, together: bool) -> Holder:
+        """Make the holder of a node's copies; ``together``: all its producers project at the same time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +129,18 @@ class _Cycles(ProjectionMethod):
             z = problem.project(numbers, z)
         return z
 
-    def hold(self, site: Site) -> Holder:
+    def gap(self, problem: Problem, z: State) -> Array:
+        """Longest way to a set in the next cycle; for two sets the distance between them (AP)."""
+        ways = []
+        for numbers in self.cycle(problem.graph):
+            projected = problem.project(numbers, z)
+            ways.append(problem.distance(projected, z))
+            z = projected
+        return jnp.max(jnp.stack(ways))
+
+    def hold(self, site: Site, together: bool) -> Holder:
         """Consensus unless edges are asked for."""
+        del together
         return Edges(site) if self.representation == "edges" else Consensus(site)
 
 
@@ -128,20 +163,18 @@ class CyclicProjections(_Cycles):
 
 
 @dataclasses.dataclass(frozen=True)
-class DouglasRachford(ProjectionMethod):
-    """DR (Eq. 7): ``z <- z + 2 r (P_B(2 P_A z - z) - P_A z)``, A the side of the target.
+class _Reflecting(ProjectionMethod):
+    """Methods that combine projections linearly, so that copies of one value differ all the time.
 
     Attributes:
-        relaxation: r in (0, 1]; 1/2 as published, 1 is alternating reflections.
         window: slots of past consensus values per node held by history (see
-            :class:`pjax_core.history.History`). Exact when it exceeds ``steps_per_update``.
+            :class:`pjax_core.history.History`). Exact when it holds every consensus of an update.
 
     ``representation="history"`` holds every bilinear node by its history; ``"auto"`` those that keep at
     least 32 copies of every element, and the edges of the rest (an output layer has few edges, and large
     roots that give its past a long weight).
     """
 
-    relaxation: float = 0.5
     window: int = 2
 
     _supported: ClassVar[tuple[str, ...]] = ("history", "edges")
@@ -149,8 +182,6 @@ class DouglasRachford(ProjectionMethod):
     def __post_init__(self) -> None:
         """Refuse what no update can honour."""
         super().__post_init__()
-        if not 0 < self.relaxation <= 1:
-            raise ValueError(f"relaxation={self.relaxation}: it lies in (0, 1]; 0.5 as published")
         if self.window < 1:
             raise ValueError(f"window={self.window}: at least 1 slot of history")
 
@@ -158,32 +189,119 @@ class DouglasRachford(ProjectionMethod):
         """The two sides."""
         return graph.sides
 
-    def step(self, problem: Problem, z: State) -> State:
-        """Reflect, project, average; the shadow is read out of the governing iterate."""
-        side_a, side_b = problem.graph.sides
-        x = problem.project(side_a, z)
-        y = problem.project(side_b, problem.combine((2, x), (-1, z)))
-        r = self.relaxation
-        return problem.settle(problem.combine((1, z), (2 * r, y), (-2 * r, x)))
+    def gap(self, problem: Problem, z: State) -> Array:
+        """``|P_A z - P_B z|``."""
+        a, b = (problem.project(side, z) for side in problem.graph.sides)
+        return problem.distance(a, b)
 
-    def hold(self, site: Site) -> Holder:
+    def hold(self, site: Site, together: bool) -> Holder:
         """History for wide bilinear nodes, edges for the rest."""
-        if site.dots is None or self.representation == "edges":
+        if site.dots is None or self.representation == "edges" or not together:
             return Edges(site)
         wide = min(site.dots.fan_out(0), site.dots.fan_out(1)) >= 32
         return History(site, self.window) if wide or self.representation == "history" else Edges(site)
 
 
-@functools.partial(jax.jit, static_argnames=("method", "graph"))
+@dataclasses.dataclass(frozen=True)
+class DouglasRachford(_Reflecting):
+    """DR (Eq. 7): ``z <- z + 2 r (P_B(2 P_A z - z) - P_A z)``, A the side of the target.
+
+    Attributes:
+        relaxation: r in (0, 1]; 1/2 as published, 1 is alternating reflections.
+
+    History is exact with a window of ``steps_per_update + 1``.
+    """
+
+    relaxation: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse what no update can honour."""
+        super().__post_init__()
+        if not 0 < self.relaxation <= 1:
+            raise ValueError(f"relaxation={self.relaxation}: it lies in (0, 1]; 0.5 as published")
+
+    def step(self, problem: Problem, z: State) -> State:
+        """Reflect, project, average; the shadow is read out of the governing iterate."""
+        return _douglas_rachford(problem, z, *problem.graph.sides, self.relaxation)
+
+
+def _douglas_rachford(
+    problem: Problem, z: State, first: Sequence[int], second: Sequence[int], relaxation: float
+) -> State:
+    x = problem.project(first, z)
+    y = problem.project(second, problem.combine((2, x), (-1, z)))
+    return problem.settle(problem.combine((1, z), (2 * relaxation, y), (-2 * relaxation, x)))
+
+
+@dataclasses.dataclass(frozen=True)
+class CyclicDouglasRachford(_Reflecting):
+    """Cyclic DR: a DR step on every pair of successive layers of cyclic projections, the last with the first.
+
+    With the projections ``P_1, ..., P_N`` of CP (target first) a step is ``z <- z + P_(i+1)(2 P_i z - z) - P_i z``
+    for i = 1, ..., N in turn (Borwein and Tam, 2014). Every node projects twice a step.
+
+    Nodes some of whose producers lie in different layers (a skip connection) are held by their edges. History
+    of the others is exact with a window of ``2 * steps_per_update + 1``.
+    """
+
+    def cycle(self, graph: Graph) -> tuple[tuple[int, ...], ...]:
+        """The layers, the target first."""
+        return graph.layers
+
+    def step(self, problem: Problem, z: State) -> State:
+        """One DR step per pair of layers."""
+        layers = problem.graph.layers
+        for first, second in zip(layers, layers[1:] + layers[:1], strict=True):
+            z = _douglas_rachford(problem, z, first, second, 0.5)
+        return z
+
+
+@dataclasses.dataclass(frozen=True)
+class DifferenceMap(_Reflecting):
+    """DM (Elser, 2003): ``z <- z + beta (P_A(f_B z) - P_B(f_A z))``, A the side of the target.
+
+    ``f_A = P_A - (P_A - 1) / beta`` and ``f_B = P_B + (P_B - 1) / beta``: beta = 1 is Douglas-Rachford with the
+    sides swapped, beta = -1 Douglas-Rachford.
+
+    Attributes:
+        beta: not 0; its size is usually near 1.
+
+    History is exact with a window of ``2 * steps_per_update + 1``.
+    """
+
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what no update can honour."""
+        super().__post_init__()
+        if self.beta == 0:
+            raise ValueError("beta=0 never moves; its size is usually near 1")
+
+    def step(self, problem: Problem, z: State) -> State:
+        """Project four times, twice where beta is 1 or -1."""
+        side_a, side_b = problem.graph.sides
+        share = 1 / self.beta
+        a, b = problem.project(side_a, z), problem.project(side_b, z)
+        x = problem.project(side_a, problem.combine((1 + share, b), (-share, z)))
+        y = problem.project(side_b, problem.combine((1 - share, a), (share, z)))
+        return problem.settle(problem.combine((1, z), (self.beta, x), (-self.beta, y)))
+
+
+@functools.partial(jax.jit, static_argnames=("method", "graph", "program", "diagnostics"))
 def _solve(
     method: ProjectionMethod,
     graph: Graph,
+    program: Program,
+    diagnostics: bool,
     parameters: list[Array],
+    captured: list[Array],
     constants: list[Array],
     indices: list[Array],
-) -> tuple[list[Array], Array]:
+) -> tuple[Any, ...]:
     """Run K steps from the forward pass. Compiled once per method, graph and shapes."""
-    problem = Problem(graph, (parameters, constants, indices), method.operators, method.hold)
-    z = problem.start(method.cycle(graph))
-    z = jax.lax.fori_loop(0, method.steps_per_update, lambda _, z: method.step(problem, z), z)
-    return problem.readout(z), problem.loss
+    values = graph.values(program.values(captured, parameters), constants, indices)
+    loss = jnp.mean(jnp.concatenate([values[i].ravel() for i in graph.numbers("loss")]))
+    problem = Problem(graph, values, indices, method.operators, method.cycle(graph), method.hold)
+    z = jax.lax.fori_loop(0, method.steps_per_update, lambda _, z: method.step(problem, z), problem.start())
+    found = (problem.diagnose(z, method.step, method.gap),) if diagnostics else ()
+    return problem.readout(z), loss, *found

@@ -1,7 +1,9 @@
 """Projections onto sets of nodes: one procedure for every way of holding the copies (Theorems 2 and 3)."""
 
+import copy
+import dataclasses
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +14,46 @@ from jax.core import Tracer
 from pjax_core.copies import Consensus, Edges, Site
 from pjax_core.graph import Graph
 from pjax_core.history import History
+from pjax_core.jaxprs import at_once
 from pjax_core.operators import Operators
 
 State = dict[int, Any]  # node number of a constraint or loss -> its copies
 Holder = Edges | Consensus | History
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Diagnostics:
+    """How far an iterate is from feasible.
+
+    Distances are between the nodes' consensus values, one number per scalar node (where copies of a value
+    differ, between their means): zero where the distance between the edges is zero.
+
+    Attributes:
+        residual: how far one more step moves; zero at a fixed point.
+        gap: ``|P_A z - P_B z|``, the distance between the sides (cyclic projections: the longest way to a layer).
+        constraint_violation: largest ``|f(u) - y|`` of a constraint, in the constraint's own units.
+        target_displacement: root mean square, by constraint (``"number:name"``), of how far its target has moved
+            from its value in the forward pass; where it vanishes a layer learns nothing.
+        roots_at_bracket: share of dot products whose root lies at the ends of (-1, 1) or outside, where Theorem 7
+            has no root or an unguarded Newton iteration lost it.
+        folded_coefficient: largest coefficient that a window of history folded into the next-oldest slot in the
+            last step; 0 without history.
+    """
+
+    residual: Array
+    gap: Array
+    constraint_violation: Array
+    target_displacement: dict[str, Array]
+    roots_at_bracket: Array
+    folded_coefficient: Array
+
+
+class _Report(NamedTuple):
+    """What projections leave for the diagnostics."""
+
+    roots: list[Array]
+    folded: list[Array]
 
 
 class Problem:
@@ -27,33 +65,50 @@ class Problem:
     def __init__(
         self,
         graph: Graph,
-        arrays: tuple[Sequence[Array], Sequence[Array], Sequence[Array]],
+        values: dict[int, Array],
+        indices: Sequence[Array],
         operators: Operators,
-        hold: Callable[[Site], Holder],
+        cycle: Sequence[Sequence[int]],
+        hold: Callable[[Site, bool], Holder],
     ) -> None:
-        """Evaluate the network.
+        """Count the edges.
 
         Args:
             graph: the traced graph.
-            arrays: values of its parameters, constants and index arrays.
+            values: of its nodes, by number, in the forward pass.
+            indices: its index arrays.
             operators: how to project.
-            hold: makes the holder of a node's copies.
+            cycle: the sets of nodes that the method projects onto, in order.
+            hold: makes the holder of a node's copies; told whether all its producers are in one set.
         """
-        self.graph, self._operators = graph, operators
-        self._values, self.loss = graph.forward(*arrays)
+        self.graph, self._operators, self._values = graph, operators, values
         self._sites: dict[int, Site] = {}
-        # Consumers first: which outputs count depends on who reads them.
-        for number in reversed(graph.numbers("constraint", "loss")):
-            producers = {p: graph.nodes[p] for p in graph.nodes[number].producers()}
-            self._sites[number] = Site(
-                graph.nodes[number],
-                operators,
-                {p: node.aval for p, node in producers.items()},
-                {p: self._values[p] for p, node in producers.items() if node.kind == "constant"},
-                arrays[2],
-                None if graph.nodes[number].kind == "loss" else _mask(self._fan_out(number)),
-            )
-        self.holders = {number: hold(site) for number, site in self._sites.items()}
+        masks: dict[int, Array | None] = {}
+        # Which outputs count depends on who reads them, so consumers come first. Round a recurrence all count at
+        # first, and those that turn out unread are taken out until nothing changes.
+        cyclic = any(p >= n for n, node in enumerate(graph.nodes) for p in node.producers())
+        while True:
+            before = dict(masks)
+            for number in reversed(graph.numbers("constraint", "loss")):
+                if all(reader in self._sites for reader, _ in graph.consumers[number]):
+                    masks[number] = _mask(self._fan_out(number)) if graph.nodes[number].kind != "loss" else None
+                producers = {p: graph.nodes[p] for p in graph.nodes[number].producers()}
+                self._sites[number] = Site(
+                    graph.nodes[number],
+                    operators,
+                    {p: node.aval for p, node in producers.items()},
+                    {p: values[p] for p, node in producers.items() if node.kind == "constant"},
+                    indices,
+                    masks.get(number),
+                )
+            if not cyclic or _equal(before, masks):
+                break
+        self._layer = {number: i for i, numbers in enumerate(cycle) for number in numbers}
+        self._report: _Report | None = None
+        self.holders: dict[int, Holder] = {}
+        for number, site in self._sites.items():
+            layers = {self._layer[p] for p in graph.nodes[number].producers() if p not in site.constants}
+            self.holders[number] = hold(site, len(layers) <= 1)
 
     def consensus(self, number: int, z: State) -> Array:
         """Average the copies of a node's value over its outgoing edges (Eq. 10; Theorem 3, step 1).
@@ -95,7 +150,9 @@ class Problem:
                 loss = kind == "loss"
                 target = None if loss else self.consensus(number, z)
                 weight = 1 if loss or not self._operators.weighted else jnp.maximum(self._fan_out(number), 1)
-                output, z[number] = self.holders[number].project(z[number], target, weight)
+                output, z[number], root = self.holders[number].project(z[number], target, weight)
+                if root is not None and self._report:
+                    self._report.roots.append(root)
                 if output is not None:
                     values[number] = output
         for reader in dict.fromkeys(r for n in values for r, _ in graph.consumers[n]):
@@ -105,34 +162,71 @@ class Problem:
 
     def _fan_out(self, number: int) -> Array | int:
         """Count the outgoing edges of every element of a node."""
-        with jax.ensure_compile_time_eval():
-            return sum(self._sites[reader].counts[i][number] for reader, i in self.graph.consumers[number])
+        counts = [self._sites[reader].counts[i][number] for reader, i in self.graph.consumers[number]]
+        with at_once(*counts):
+            return sum(counts)
 
-    def start(self, cycle: Sequence[Sequence[int]]) -> State:
-        """Copies of the forward pass, ready for the first of a cycle of projections.
-
-        Args:
-            cycle: the sets of nodes that the method projects onto, in order.
-        """
-        layer = {number: i for i, numbers in enumerate(cycle) for number in numbers}
+    def start(self) -> State:
+        """Copies of the forward pass, ready for the first of a cycle of projections."""
         z: State = {}
         for number, holder in self.holders.items():
             producers = self.graph.nodes[number].producers()
             # At the start of a cycle those that project before the node have yet to read what it left.
-            pending = frozenset(p for p in producers if layer[p] < layer[number])
+            pending = frozenset(p for p in producers if self._layer[p] < self._layer[number])
             z[number] = holder.start(self._values, pending)
         return z
 
     def combine(self, *terms: tuple[float, State]) -> State:
         """Linear combination of states, node by node."""
+        used = [(c, z) for c, z in terms if c]
         return {
-            n: holder.combine([(c, z[n]) for c, z in terms])  # type: ignore[union-attr]
+            n: holder.combine([(c, z[n]) for c, z in used])  # type: ignore[union-attr]
             for n, holder in self.holders.items()
         }
 
     def settle(self, z: State) -> State:
         """Make a state ready for the next step."""
+        if self._report:
+            self._report.folded.extend(h.folded(z[n]) for n, h in self.holders.items() if isinstance(h, History))
         return {n: holder.settle(z[n]) for n, holder in self.holders.items()}  # type: ignore[union-attr]
+
+    def _consensus_values(self, z: State) -> dict[int, Array]:
+        """Consensus of every node that others read; constants as they are."""
+        read = [n for n in self.graph.numbers("parameter", "constraint") if self.graph.consumers[n]]
+        constants = {n: self._values[n] for n in self.graph.numbers("constant")}
+        return {**constants, **{n: self.consensus(n, z) for n in read}}
+
+    def distance(self, first: State, second: State) -> Array:
+        """Euclidean distance of the nodes' consensus values."""
+        a, b = self._consensus_values(first), self._consensus_values(second)
+        return jnp.sqrt(sum((jnp.sum(jnp.square(a[n] - b[n])) for n in a), jnp.zeros(())))
+
+    def diagnose(
+        self, z: State, step: Callable[["Problem", State], State], gap: Callable[["Problem", State], Array]
+    ) -> Diagnostics:
+        """Measure an iterate of a method."""
+        observed = copy.copy(self)
+        observed._report = report = _Report([], [])
+        residual = self.distance(step(observed, z), z)
+        values = self._consensus_values(z)
+        violation, displacement = [jnp.zeros(())], {}
+        for n in self.graph.numbers("constraint"):
+            node = self.graph.nodes[n]
+            error = jnp.abs(node.evaluate(self._sites[n].spread(values)) - values[n])
+            violation.append(jnp.max(self._sites[n].living(error), initial=0))
+            moved = self._sites[n].living(jnp.square(values[n] - self._values[n]))
+            displacement[f"{n}:{node.name}"] = jnp.sqrt(jnp.mean(moved))
+        limits = [1 - 4 * float(jnp.finfo(root.dtype).eps) for root in report.roots]
+        lost = [jnp.sum(~(jnp.abs(root) < limit)) for root, limit in zip(report.roots, limits, strict=True)]
+        count = max(sum(root.size for root in report.roots), 1)
+        return Diagnostics(
+            residual,
+            gap(self, z),
+            jnp.max(jnp.stack(violation)),
+            displacement,
+            sum(lost, jnp.zeros(())) / count,
+            jnp.max(jnp.stack([jnp.zeros(()), *report.folded])),
+        )
 
     def readout(self, z: State) -> list[Array]:
         """Consensus of every parameter's edges (Algorithm 1, line 9); unread parameters as they were."""
@@ -146,5 +240,18 @@ def _mask(readers: Array | int) -> Array | None:
     """1 where an element has readers, else 0; ``None`` where all are known to have some."""
     if isinstance(readers, int) or (not isinstance(readers, Tracer) and np.all(np.asarray(readers) > 0)):
         return None
-    with jax.ensure_compile_time_eval():
+    with at_once(readers):
         return (readers > 0).astype(readers.dtype)
+
+
+def _equal(before: dict[int, Array | None], after: dict[int, Array | None]) -> bool:
+    """Whether two rounds of masks agree."""
+    if any(isinstance(mask, Tracer) for mask in after.values()):
+        raise TypeError(
+            "hidden values of a recurrence are indexed by an array that is not known while tracing, so the edges "
+            "cannot be counted; index by a concrete array, or index parameters instead"
+        )
+    return before.keys() == after.keys() and all(
+        (a is None and b is None) or (a is not None and b is not None and np.array_equal(a, b))
+        for a, b in zip(before.values(), after.values(), strict=True)
+    )

@@ -141,8 +141,8 @@ def dot_root(p: Array, q: Array, target: Array, weight: ArrayLike, operators: Op
 
 def project_dot(
     x: Array, w: Array, target: Array, weight: ArrayLike, operators: Operators
-) -> tuple[Array, Array, Array]:
-    """Project onto the graph of ``sum(x * w, -1)`` (Theorem 7).
+) -> tuple[Array, Array, Array, Array]:
+    """Project onto the graph of ``sum(x * w, -1)`` (Theorem 7). Returns x, w, the output and the root.
 
     Args:
         x, w: arrays of one shape ``(..., n)``.
@@ -152,7 +152,7 @@ def project_dot(
     root = dot_root(jnp.sum(x * w, -1), jnp.sum(x * x + w * w, -1), target, weight, operators)
     lam = root[..., None]
     scale = 1 / (1 - lam * lam)
-    return (x + lam * w) * scale, (w + lam * x) * scale, target - root / weight
+    return (x + lam * w) * scale, (w + lam * x) * scale, target - root / weight, root
 
 
 def project_margin(x: Array, labels: Array, *, margin: float) -> Array:

@@ -52,6 +52,7 @@ projection_rules: dict[Primitive, Rule] = {}
 loss_rules: dict[Primitive, Rule] = {}
 bilinear_rules: dict[Primitive, Bilinear] = {}
 copy_rules: dict[Primitive, tuple[int, ...] | None] = {}
+decompositions: dict[Primitive, Callable[..., Callable[..., Any] | str | None]] = {}
 elementwise: set[Primitive] = set()  # primitives that repeat scalars and axes of length 1 by themselves
 
 
@@ -91,6 +92,19 @@ def defshape(prim: Primitive, data: tuple[int, ...] | None = None) -> None:
         data: positions of the operands that carry values; the rest are indices. ``None``: all.
     """
     _register(copy_rules, prim, data)
+
+
+def defcomp(prim: Primitive, fun: Callable[..., Callable[..., Any] | str | None]) -> None:
+    """Register a primitive that simpler ones replace.
+
+    Args:
+        prim: the primitive.
+        fun: ``fun(**params)`` returns a function of the operands to trace in its place, ``None`` where the
+            primitive is simple enough to have a rule, or a text that says why there is none and what to do.
+    """
+    if prim in decompositions:
+        raise ValueError(f"primitive {prim} has a decomposition already; a second one is refused")
+    decompositions[prim] = fun
 
 
 def defprimitive(name: str, fun: Callable[..., Array]) -> Primitive:

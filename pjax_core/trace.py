@@ -1,35 +1,61 @@
-"""From plain JAX to a constraint graph: the only file that touches jaxprs.
+"""From plain JAX to a constraint graph.
 
 ``jax.make_jaxpr`` gives the equations; each is one of four kinds. A *constant* depends on no parameter
 and is evaluated on the spot. A *copy* has a rule in ``copy_rules``. A *constraint* or *loss* has a
 projection. Anything else is an error that says what to do. Calls (``jit``, ``custom_jvp``, ``remat``) are
-inlined.
+inlined, ``lax.scan`` becomes constraints with a time axis, and primitives in ``decompositions`` are
+replaced by simpler ones.
+
+The same walk over the equations gives the graph, from shapes, and the forward pass, from arrays
+(:class:`Program`): the values of a recurrence cannot be had from its graph, which has a cycle.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.core import ShapedArray, Tracer
+from jax.core import Tracer
 from jax.extend import source_info_util
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var, jaxpr_as_fun
 from jax.extend.core import primitives as jax_primitives
 
 from pjax_core import rules
 from pjax_core.graph import Copy, Graph, Node, Operand, make_bipartite
+from pjax_core.jaxprs import UNKNOWN, Fingerprint, all_carries, at_once, aval, called, fingerprint, known_carries
 
 Params = Any  # a pytree of floating-point arrays
 
 
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The forward pass: from the arrays that a function was traced with to the values of its nodes.
+
+    Equal where the equations are, so that a compiled solver is found again.
+    """
+
+    equations: Fingerprint
+    decisions: tuple[bool, ...]  # what was known to be zero, in order
+    jaxpr: Jaxpr = dataclasses.field(compare=False)
+
+    def values(self, captured: Sequence[Array], leaves: Sequence[Array]) -> list[Array]:
+        """Values of the parameters, constraints and losses, in the order of the trace (``Node.origins``)."""
+        tracer = _Tracer(iter(self.decisions))
+        arguments = [tracer.parameter("", leaf) for leaf in leaves]
+        tracer.run(self.jaxpr, captured, arguments, [True] * len(self.jaxpr.outvars))
+        return tracer.values
+
+
 class Trace(NamedTuple):
-    """A graph with the arrays it was traced with."""
+    """A graph and its forward pass with the arrays they were traced with."""
 
     graph: Graph
+    program: Program
+    captured: list[Array]  # what the function closes over
     constants: list[Array]  # values of the constant nodes, in order
     indices: list[Array]  # index arrays of copies (an embedding's tokens)
 
@@ -41,6 +67,7 @@ class _Value(NamedTuple):
     copy: tuple[int, int] | None  # (equation, result)
     shape: tuple[int, ...]
     dtype: np.dtype
+    array: Any  # None while the graph is traced
 
 
 class _CopyEqn(NamedTuple):
@@ -48,16 +75,7 @@ class _CopyEqn(NamedTuple):
     params: tuple[tuple[str, Any], ...]
     inputs: tuple[Any, ...]  # _Value, or ("index", position)
     results: int
-
-
-# Calls whose body is inlined, with the parameter that holds it.
-_CALLS: dict[Primitive, str] = {
-    jax_primitives.jit_p: "jaxpr",
-    jax_primitives.closed_call_p: "call_jaxpr",
-    jax_primitives.custom_jvp_call_p: "call_jaxpr",
-    jax_primitives.custom_vjp_call_p: "call_jaxpr",
-    jax_primitives.remat_p: "jaxpr",
-}
+    shape: tuple[int, ...]  # of the first result
 
 
 def trace(fun: Callable[[Params], Any], params: Params) -> Graph:
@@ -80,16 +98,25 @@ def trace_with_arrays(fun: Callable[[Params], Any], params: Params) -> Trace:
     if not leaves:
         raise TypeError("params holds no array; pass the dictionary that model.init returned")
     for path, leaf in leaves:
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
-                f"parameter {_path_name(path)!r} has dtype {jnp.result_type(leaf)}; projections need "
+                f"parameter {_path_name(path)!r} has dtype {dtype}; projections need "
                 "floating-point parameters. Close over integer arrays instead of passing them as params"
+            )
+        if dtype.itemsize < 4:
+            raise TypeError(
+                f"parameter {_path_name(path)!r} has dtype {dtype}, whose rounding is larger than a projection "
+                "step; use float32 or float64 parameters"
             )
     closed = jax.make_jaxpr(fun)(params)
     tracer = _Tracer()
     arguments = [tracer.parameter(_path_name(path), leaf) for path, leaf in leaves]
-    outputs = tracer.run(closed.jaxpr, closed.consts, arguments)
-    return tracer.finish(outputs)
+    outputs = tracer.run(closed.jaxpr, closed.consts, arguments, [True] * len(closed.jaxpr.outvars))
+    graph, constants = tracer.finish(outputs)
+    program = Program(fingerprint(closed.jaxpr), tuple(tracer.decided), closed.jaxpr)
+    captured = [jnp.asarray(const) for const in closed.consts]
+    return Trace(graph, program, captured, constants, [jnp.asarray(i) for i in tracer.indices])
 
 
 def _path_name(path: Sequence[Any]) -> str:
@@ -100,19 +127,22 @@ def _frozen(params: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(params.items()))
 
 
-def _aval(atom: Any) -> ShapedArray:
-    """Shape and dtype of a jaxpr's variable."""
-    return atom.aval
-
-
 class _Tracer:
-    """Interpreter of jaxprs: every variable is a concrete array (constant) or a :class:`_Value`."""
+    """Interpreter of jaxprs: every variable is a concrete array (constant) or a :class:`_Value`.
 
-    def __init__(self) -> None:
+    Args:
+        decisions: of the trace that an evaluation with arrays repeats; ``None`` while tracing.
+    """
+
+    def __init__(self, decisions: Iterator[bool] | None = None) -> None:
         self.nodes: list[Node] = []
+        self.inputs: list[list[_Value]] = []  # by node; operands when all equations are known
         self.copies: list[_CopyEqn] = []
         self.constants: list[tuple[Any, int]] = []  # (array, node)
         self.indices: list[Any] = []
+        self.values: list[Array] = []  # of nodes that are not constants
+        self.decided: list[bool] = []
+        self._decisions = decisions
         self._callers: list[JaxprEqn] = []  # calls being inlined, the outermost first
 
     def _source(self, eqn: JaxprEqn) -> str:
@@ -120,52 +150,64 @@ class _Tracer:
         found = (source_info_util.summarize(e.source_info) for e in (eqn, *reversed(self._callers)))
         return next(filter(None, found), "an unknown line")
 
-    def parameter(self, name: str, leaf: Any) -> _Value:
-        return self._add(Node("parameter", name, np.shape(leaf), jnp.result_type(leaf)))
+    def _apply(self, prim: Primitive, inputs: Sequence[Any], params: Mapping[str, Any]) -> Iterable[Any]:
+        """Evaluate an equation, if there are arrays."""
+        if self._decisions is None:
+            return itertools.repeat(None)
+        out = prim.bind(*(x.array if isinstance(x, _Value) else x for x in inputs), **params)
+        return out if prim.multiple_results else [out]
 
-    def _add(self, node: Node) -> _Value:
+    def parameter(self, name: str, leaf: Any) -> _Value:
+        return self._add(Node("parameter", name, np.shape(leaf), jnp.result_type(leaf)), [], leaf)
+
+    def _add(self, node: Node, inputs: list[_Value], array: Any) -> _Value:
+        if node.kind != "constant":
+            node = dataclasses.replace(node, origins=(len(self.values),))
+            self.values.append(array)
         self.nodes.append(node)
-        return _Value(len(self.nodes) - 1, None, node.shape, node.dtype)
+        self.inputs.append(inputs)
+        return _Value(len(self.nodes) - 1, None, node.shape, node.dtype, array)
 
     def _constant(self, array: Any) -> _Value:
         """Node of a constant; the same array is one node."""
         for known, number in self.constants:
             if known is array:
                 node = self.nodes[number]
-                return _Value(number, None, node.shape, node.dtype)
+                return _Value(number, None, node.shape, node.dtype, array)
         name = f"constant{len(self.constants)}"
-        value = self._add(Node("constant", name, np.shape(array), jnp.result_type(array)))
+        value = self._add(Node("constant", name, np.shape(array), jnp.result_type(array)), [], array)
         assert value.node is not None
         self.constants.append((array, value.node))
         return value
 
-    def run(self, jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
-        """Interpret a jaxpr; returns a value for every output."""
+    def run(self, jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Any], wanted: Sequence[bool]) -> list[Any]:
+        """Interpret what the wanted outputs need; returns a value for each of them, ``None`` for the others."""
         env: dict[Any, Any] = {}
 
         def read(atom: Any) -> Any:
-            return atom.val if isinstance(atom, Literal) else env[atom]
+            return atom.val if isinstance(atom, Literal) else env.get(atom)
 
         env.update(zip(jaxpr.constvars, consts, strict=True))
         env.update(zip(jaxpr.invars, arguments, strict=True))
-        for eqn in jaxpr.eqns:
+        live = {atom for atom, want in zip(jaxpr.outvars, wanted, strict=True) if want and isinstance(atom, Var)}
+        needed: list[tuple[JaxprEqn, list[bool]]] = []
+        for eqn in reversed(jaxpr.eqns):
+            outputs = [var in live for var in eqn.outvars]
+            if any(outputs):
+                needed.append((eqn, outputs))
+                live.update(atom for atom in eqn.invars if isinstance(atom, Var))
+        for eqn, outputs in reversed(needed):
             inputs = [read(atom) for atom in eqn.invars]
-            env.update(zip(eqn.outvars, self._equation(eqn, inputs), strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
+            env.update(zip(eqn.outvars, self._equation(eqn, inputs, outputs), strict=True))
+        return [read(atom) if want else None for atom, want in zip(jaxpr.outvars, wanted, strict=True)]
 
-    def _equation(self, eqn: JaxprEqn, inputs: list[Any]) -> list[Any]:
+    def _equation(self, eqn: JaxprEqn, inputs: list[Any], wanted: Sequence[bool]) -> list[Any]:
         prim = eqn.primitive
-        if prim in _CALLS:
-            body = eqn.params[_CALLS[prim]]
-            closed = body if isinstance(body, ClosedJaxpr) else ClosedJaxpr(body, ())
-            self._callers.append(eqn)
-            outputs = self.run(closed.jaxpr, closed.consts, inputs)
-            self._callers.pop()
-            return outputs
+        body = called(eqn)
+        if body:
+            return self._call(eqn, body, inputs, wanted)
         if not any(isinstance(x, _Value) for x in inputs):
-            # What is known now stays known inside an outer jit, so that the graph does not depend on it.
-            known = not any(isinstance(x, Tracer) for x in inputs)
-            with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
+            with at_once(*inputs):
                 out = prim.bind(*inputs, **eqn.params)
             return list(out) if prim.multiple_results else [out]
         if any(isinstance(x, _Value) and x.node is not None and self._is_loss(x) for x in inputs):
@@ -173,9 +215,17 @@ class _Tracer:
                 f"{prim} at {self._source(eqn)} reads the value of a loss. Return the loss of every sample as "
                 "it is; the optimizer averages it (no .mean(), no sum with another term: return a tuple)"
             )
+        if prim is jax_primitives.scan_p:
+            return self._scan(eqn, inputs, wanted)
+        if prim in rules.decompositions:
+            simpler = rules.decompositions[prim](**eqn.params)
+            if isinstance(simpler, str):
+                raise TypeError(f"{prim} at {self._source(eqn)}: {simpler}")
+            if simpler is not None:
+                return self._derive(eqn, simpler, *inputs)
         if self._is_copy(eqn):
             return self._copy(eqn, inputs)
-        if prim is jax_primitives.max_p and any(_is_zero(x) for x in inputs):
+        if prim is jax_primitives.max_p and any(self._is_zero(x) for x in inputs):
             operands = [x for x in inputs if isinstance(x, _Value)]
             return [self._node(eqn, "constraint", rules.sum_relu_p, operands, {})]
         if prim in (jax_primitives.mul_p, jax_primitives.div_p) and not isinstance(inputs[-1], _Value):
@@ -188,6 +238,88 @@ class _Tracer:
         if prim in rules.projection_rules or prim in rules.bilinear_rules:
             return [self._node(eqn, "constraint", prim, inputs, eqn.params)]
         raise TypeError(self._no_rule(eqn))
+
+    def _call(
+        self, eqn: JaxprEqn, body: ClosedJaxpr, inputs: Sequence[Any], wanted: Sequence[bool] | None = None
+    ) -> list[Any]:
+        self._callers.append(eqn)
+        outputs = self.run(body.jaxpr, body.consts, inputs, wanted or [True] * len(body.jaxpr.outvars))
+        self._callers.pop()
+        return outputs
+
+    def _derive(
+        self, eqn: JaxprEqn, fun: Callable[..., Any], *inputs: Any, wanted: Sequence[bool] | None = None
+    ) -> list[Any]:
+        """Trace a function of an equation's inputs in its place."""
+        shapes = [jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x)) for x in map(_shaped, inputs)]
+        with source_info_util.user_context(eqn.source_info.traceback):
+            closed = jax.make_jaxpr(fun)(*shapes)
+        return self._call(eqn, closed, inputs, wanted)
+
+    def _scan(self, eqn: JaxprEqn, inputs: list[Any], wanted: Sequence[bool]) -> list[Any]:
+        """Trace all steps of a recurrence at once: its carry is a copy that shifts time by one step.
+
+        A carry that depends on no parameter is evaluated; one that every step hands on as it is has one value.
+        One that is only moved about would be a copy of itself: an identity (Theorem 4) breaks that circle.
+        """
+        body, length = eqn.params["jaxpr"], eqn.params["length"]
+        start, end = eqn.params["num_consts"], eqn.params["num_consts"] + eqn.params["num_carry"]
+        if length == 0:
+            raise TypeError(f"scan at {self._source(eqn)} has no step; leave it out")
+
+        def forward(x: Any) -> Any:
+            return self._derive(eqn, lambda a: jnp.flip(a, 0), x)[0] if eqn.params["reverse"] else x
+
+        inputs = [*inputs[:end], *map(forward, inputs[end:])]
+        with at_once(*(x for x in inputs if not isinstance(x, _Value))):
+            pairs = zip(inputs, eqn.invars, strict=True)
+            inputs = [x if isinstance(x, _Value) else jnp.asarray(x, aval(var).dtype) for x, var in pairs]
+            before, after = known_carries(eqn, [UNKNOWN if isinstance(x, _Value) else x for x in inputs])
+        if self._decisions is None:
+            arrays = [None] * len(before)
+        else:
+            arrays = all_carries(eqn, [x.array if isinstance(x, _Value) else x for x in inputs])
+        arguments, axes = list(inputs), [None] * start + [0] * (len(inputs) - start)
+        shifted: dict[int, int] = {}  # position of a carry -> copy equation of its values before each step
+        for i, (known, var) in enumerate(zip(before, body.jaxpr.invars[start:end], strict=True)):
+            if known is not UNKNOWN:
+                arguments[start + i] = known
+            elif body.jaxpr.outvars[i] is var:
+                axes[start + i] = None
+            else:
+                shifted[i] = len(self.copies)
+                self.copies.append(_CopyEqn(jax_primitives.copy_p, (), (), 1, ()))  # its input is known below
+                shape = (length, *aval(var).shape)
+                arguments[start + i] = _Value(None, (shifted[i], 0), shape, aval(var).dtype, arrays[i])
+        stacked = jax.vmap(jaxpr_as_fun(body), tuple(axes), axis_size=length)
+        count = end - start
+        outputs = self._derive(eqn, stacked, *arguments, wanted=[True] * count + list(wanted[count:]))
+        last = [x if known is UNKNOWN else known for x, known in zip(inputs[start:end], after, strict=True)]
+        for i, number in shifted.items():
+            carry, last[i] = self._derive(
+                eqn, lambda a, b: (jnp.concatenate([a[None], b[:-1]]), b[-1]), inputs[start + i], outputs[i]
+            )
+            if self._moves(carry, number):
+                node = Node("constraint", "identity", carry.shape, carry.dtype, rules.identity_p)
+                carry = self._add(node, [carry], arrays[i])
+            self.copies[number] = _CopyEqn(jax_primitives.copy_p, (), (carry,), 1, ())
+        return [*last, *(y if y is None else forward(y) for y in outputs[count:])]
+
+    def _moves(self, value: _Value, number: int) -> bool:
+        """Whether a value is made of the result of a copy equation by copies alone."""
+        if value.copy is None:
+            return False
+        inputs = [x for x in self.copies[value.copy[0]].inputs if isinstance(x, _Value)]
+        return value.copy[0] == number or any(self._moves(x, number) for x in inputs)
+
+    def _is_zero(self, x: Any) -> bool:
+        """Whether a constant is known to be zero (a traced array is not known); an evaluation decides alike."""
+        if isinstance(x, _Value):
+            return False
+        if self._decisions is not None:
+            return next(self._decisions)
+        self.decided.append(not isinstance(x, Tracer) and not np.any(np.asarray(x)))
+        return self.decided[-1]
 
     def _no_rule(self, eqn: JaxprEqn) -> str:
         known = sorted(str(p) for table in (rules.projection_rules, rules.bilinear_rules) for p in table)
@@ -206,7 +338,7 @@ class _Tracer:
     def _is_copy(eqn: JaxprEqn) -> bool:
         """Report copies, and conversions that change no value."""
         if eqn.primitive is jax_primitives.convert_element_type_p:
-            return _aval(eqn.invars[0]).dtype == _aval(eqn.outvars[0]).dtype
+            return aval(eqn.invars[0]).dtype == aval(eqn.outvars[0]).dtype
         return eqn.primitive in rules.copy_rules
 
     def _copy(self, eqn: JaxprEqn, inputs: list[Any]) -> list[Any]:
@@ -227,9 +359,12 @@ class _Tracer:
             else:
                 self.indices.append(x)
                 sources.append(("index", len(self.indices) - 1))
-        self.copies.append(_CopyEqn(eqn.primitive, _frozen(eqn.params), tuple(sources), len(eqn.outvars)))
-        number = len(self.copies) - 1
-        return [_Value(None, (number, i), _aval(var).shape, _aval(var).dtype) for i, var in enumerate(eqn.outvars)]
+        self.copies.append(
+            _CopyEqn(eqn.primitive, _frozen(eqn.params), tuple(sources), len(eqn.outvars), aval(eqn.outvars[0]).shape)
+        )
+        number, arrays = len(self.copies) - 1, self._apply(eqn.primitive, inputs, eqn.params)
+        results = zip(map(aval, eqn.outvars), arrays, strict=False)
+        return [_Value(None, (number, i), a.shape, a.dtype, x) for i, (a, x) in enumerate(results)]
 
     def _loss(self, eqn: JaxprEqn, inputs: list[Any]) -> _Value:
         if any(isinstance(x, _Value) for x in inputs[1:]):
@@ -243,15 +378,15 @@ class _Tracer:
         dtype = next(x.dtype for x in inputs if isinstance(x, _Value))
         values = [x if isinstance(x, _Value) else self._constant(jnp.asarray(x, dtype)) for x in inputs]
         if prim in rules.elementwise:
-            values = [self._repeat(x, _aval(var).shape) for x in values]
+            values = [self._repeat(x, aval(var).shape) for x in values]
         if len({x.dtype for x in values}) > 1:
             dtypes = ", ".join(str(x.dtype) for x in values)
             raise TypeError(
                 f"{prim} at {self._source(eqn)} mixes dtypes ({dtypes}); convert inputs and parameters to one"
             )
-        operands = tuple(self._operand(x) for x in values)
-        name = str(prim)
-        return self._add(Node(kind, name, _aval(var).shape, _aval(var).dtype, prim, _frozen(params), operands))
+        array = next(iter(self._apply(prim, values, params)))
+        node = Node(kind, str(prim), aval(var).shape, aval(var).dtype, prim, _frozen(params))
+        return self._add(node, values, array)
 
     def _repeat(self, value: _Value, shape: tuple[int, ...]) -> _Value:
         """Copy scalars and axes of length 1 as an element-wise primitive does."""
@@ -262,8 +397,9 @@ class _Tracer:
             "broadcast_dimensions": tuple(range(len(value.shape))),
             "sharding": None,
         }
-        self.copies.append(_CopyEqn(jax_primitives.broadcast_in_dim_p, _frozen(params), (value,), 1))
-        return _Value(None, (len(self.copies) - 1, 0), shape, value.dtype)
+        array = next(iter(self._apply(jax_primitives.broadcast_in_dim_p, [value], params)))
+        self.copies.append(_CopyEqn(jax_primitives.broadcast_in_dim_p, _frozen(params), (value,), 1, shape))
+        return _Value(None, (len(self.copies) - 1, 0), shape, value.dtype, array)
 
     def _operand(self, value: _Value) -> Operand:
         """Collect the copy equations between producers and this value, in order."""
@@ -285,7 +421,8 @@ class _Tracer:
             if number not in first_result:
                 eqn = self.copies[number]
                 inputs = tuple(visit(i) for i in eqn.inputs)
-                program.append(Copy(eqn.primitive, eqn.params, inputs))
+                shape = eqn.shape if any(kind == "index" for kind, _ in inputs) else ()
+                program.append(Copy(eqn.primitive, eqn.params, inputs, eqn.results, shape))
                 first_result[number] = count
                 count += eqn.results
             return "copy", first_result[number] + result
@@ -296,7 +433,18 @@ class _Tracer:
             program.append(Copy(jax_primitives.copy_p, (), (("copy", last),)))
         return Operand(tuple(producers), tuple(program), value.shape, value.dtype)
 
-    def finish(self, outputs: list[Any]) -> Trace:
+    def _needed(self, outputs: Sequence[_Value]) -> set[int]:
+        """Nodes that the outputs depend on."""
+        needed: set[int] = set()
+        stack = [value.node for value in outputs]
+        while stack:
+            number = stack.pop()
+            if number is not None and number not in needed:
+                needed.add(number)
+                stack.extend(self.nodes[number].producers())
+        return needed
+
+    def finish(self, outputs: list[Any]) -> tuple[Graph, list[Array]]:
         """Check the outputs, fuse, prune what no loss needs, and make the graph bipartite."""
         if not outputs:
             raise TypeError("the traced function returns nothing; return nn.cross_entropy(...)")
@@ -307,14 +455,12 @@ class _Tracer:
                     f"the traced function returns something that is not a loss ({what}). Every output "
                     "must come from nn.cross_entropy or nn.margin_loss, one value per sample"
                 )
-        _fuse_sum_relu(self.nodes)
-        needed: set[int] = set()
-        stack = [value.node for value in outputs]
-        while stack:
-            number = stack.pop()
-            if number not in needed:
-                needed.add(number)
-                stack.extend(self.nodes[number].producers())
+        self.nodes = [
+            dataclasses.replace(node, operands=tuple(map(self._operand, inputs)))
+            for node, inputs in zip(self.nodes, self.inputs, strict=True)
+        ]
+        _fuse_sum_relu(self.nodes, self._needed(outputs))
+        needed = self._needed(outputs)
         # A parameter that nobody reads stays, so that the solver returns the tree that it was given.
         kept = [i for i, n in enumerate(self.nodes) if i in needed or n.kind == "parameter"]
         number_of = {old: new for new, old in enumerate(kept)}
@@ -329,22 +475,18 @@ class _Tracer:
             for i in kept
         )
         constants = [jnp.asarray(array) for array, node in self.constants if node in number_of]
-        graph = make_bipartite(Graph(nodes))
-        return Trace(graph, constants, [jnp.asarray(i) for i in self.indices])
+        return make_bipartite(Graph(nodes)), constants
 
 
-def _is_zero(x: Any) -> bool:
-    """Whether a constant is known to be zero while tracing (a traced array is not known)."""
-    if isinstance(x, (_Value, Tracer)):
-        return False
-    return not np.any(np.asarray(x))
+def _shaped(x: Any) -> Any:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, _Value) else x
 
 
-def _fuse_sum_relu(nodes: list[Node]) -> None:
+def _fuse_sum_relu(nodes: list[Node], needed: set[int]) -> None:
     """Merge additions into the ReLU that alone reads them (Theorem 6), in place."""
     readers = [0] * len(nodes)
-    for node in nodes:
-        for operand in node.operands:
+    for number in needed:
+        for operand in nodes[number].operands:
             for producer in operand.producers:
                 readers[producer] += 1
 

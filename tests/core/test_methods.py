@@ -70,8 +70,9 @@ class TestRepresentations:
 def test_a_window_of_two_stays_within_its_bound(sizes, skip, operators):
     """Where "auto" uses history, 20 steps err by less than 0.1 % of the way that the parameters moved."""
     loss_fn, start = network(sizes, skip=skip, batch=64)
-    graph, constants, indices = trace_with_arrays(loss_fn, start)
-    holders = Problem(graph, (jax.tree.leaves(start), constants, indices), operators, DR().hold).holders
+    graph, program, captured, constants, indices = trace_with_arrays(loss_fn, start)
+    values = graph.values(program.values(captured, jax.tree.leaves(start)), constants, indices)
+    holders = Problem(graph, values, indices, operators, graph.sides, DR().hold).holders
     assert list(map(type, holders.values())).count(History) == len(sizes) - 2
     edges, windowed = (DR(20, operators, r, window=2).update(loss_fn, start).params for r in ("edges", "auto"))
     assert relative_error(windowed, edges, start) < 1e-3
@@ -95,7 +96,8 @@ def test_relaxed_history_equals_edges():
     loss_fn, start = problem("1 layer")
     for relaxation in (0.3, 1.0):
         history, edges = (
-            DR(10, pjax.EXACT, r, relaxation, window=11).update(loss_fn, start).params for r in ("history", "edges")
+            DR(10, pjax.EXACT, r, relaxation=relaxation, window=11).update(loss_fn, start).params
+            for r in ("history", "edges")
         )
         assert relative_error(history, edges, start) < RTOL
 

@@ -21,7 +21,7 @@ SAMPLES = 200
 
 
 def _bilinear(xs, target, weight, operators):
-    x, w, output = projections.project_dot(xs[0], xs[1], target, weight, operators)
+    x, w, output, _ = projections.project_dot(xs[0], xs[1], target, weight, operators)
     return (x, w), output
 
 
