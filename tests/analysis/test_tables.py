@@ -184,7 +184,7 @@ def test_subsets_step_limits_and_configurations_are_marked(runs: Path, write_run
     text, _ = make(runs, tmp_path / "out")
     assert cells(text, "SGD † ‡")[3] == "1*"
     assert "- Marked †: a subset of the data, 5,400 training samples." in text
-    assert "- Marked ‡: 1 runs ended at the step limit" in text
+    assert "- Marked ‡: 1 run ended at the step limit" in text
     assert text.count("| Adam config ") == 2
 
 
@@ -216,6 +216,15 @@ def test_a_broken_record_ends_the_command_with_its_name(
     path.write_text("{")
     assert tables.main([str(runs), "--out", str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err.startswith(f"error: {path}: not valid JSON")
+
+
+def test_a_folder_that_holds_no_tables_is_named(
+    runs: Path, write_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run()
+    (tmp_path / "file").touch()
+    assert tables.main([str(runs), "--out", str(tmp_path / "file")]) == 1
+    assert f"error: the tables cannot be written to {tmp_path / 'file'}" in capsys.readouterr().err
 
 
 def test_a_table_without_the_data_set_lists_the_tables(capsys: pytest.CaptureFixture[str]) -> None:

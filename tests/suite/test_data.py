@@ -62,6 +62,12 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     assert all(FILES[key][0] in str(caught.value) for key in ("train_y", "test_x", "test_y"))
 
 
+def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"raw=.*absent is not a folder") as caught:
+        prepare(MNIST, tmp_path, tmp_path / "absent")
+    assert all(name in str(caught.value) for name, _ in FILES.values())
+
+
 def test_without_a_folder_the_files_and_the_command_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         prepare(MNIST, tmp_path, None)
