@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pandas as pd
 
@@ -14,6 +15,9 @@ from analysis.published import Published, PublishedCell
 
 PAPER_SEEDS = 5
 PAPER_PRESET = "paper"
+# Keys of a record's configuration that a cell's runs may differ in: a name changes nothing, and a run that the limit of
+# steps, which the paper does not have, cut short is marked.
+FREE = frozenset({"seed", "schema_version", "protocol.name", "protocol.max_steps"})
 
 
 class CompareError(ValueError):
@@ -98,9 +102,9 @@ class Comparison:
 def compare(records: pd.DataFrame, published: Published, table: int, dataset: str | None = None) -> Comparison:
     """Puts the records of ``load_records`` beside the paper's cells of one table, or of one data set of it.
 
-    Only records of preset ``paper``, with the paper's protocol and the table's engine (or ``exact``, as extra rows),
-    enter; ``left_out`` counts the rest. Runs of different devices, data or configurations are never averaged together:
-    each has its own row.
+    Only records of preset ``paper``, with the configuration that ``published.yaml`` expects and the table's engine (or
+    ``exact``, as extra rows), enter; ``left_out`` counts the rest, by what is different. Runs of different devices,
+    data or configurations are never averaged together: each has its own row.
 
     Raises CompareError, naming the files, when one seed was run twice in one configuration.
     """
@@ -142,17 +146,34 @@ def _reasons_left_out(records: pd.DataFrame, published: Published) -> list[str |
             reasons.append(f"{'/'.join(cell)} is not a cell of the paper")
         elif engine not in engines:
             reasons.append(f"{cell[2]} with engine {engine}")
-        elif changed := _changed(record["protocol"], published.protocol):
-            reasons.append(f"preset {PAPER_PRESET} with {changed}")
+        elif changed := differences(json.loads(record["config"]), published.expected(*cell, engine)):
+            # A preset is a name; one option on the command line changes what it stands for.
+            reasons.append(f"preset {PAPER_PRESET} with {', '.join(changed)}")
         else:
             reasons.append(None)
     return reasons
 
 
-def _changed(protocol: str, paper: dict[str, float]) -> str:
-    # A preset is a name; one option on the command line changes what it stands for.
-    ours: dict[str, object] = json.loads(protocol)
-    return ", ".join(f"{key} {ours[key]}" for key in paper if key in ours and ours[key] != paper[key])
+def differences(config: Mapping[str, Any], expected: Mapping[str, object]) -> list[str]:
+    """Returns in words, sorted by key, in what a record's configuration is not as expected; FREE keys are not compared.
+
+    ``config`` is nested by group, ``expected`` has dotted keys. A key that only one of the two has is a difference.
+    """
+    found: dict[str, object] = {}
+    for group, values in config.items():
+        if isinstance(values, dict):
+            found |= {f"{group}.{key}": value for key, value in values.items()}
+        else:
+            found[group] = values
+    texts: list[str] = []
+    for key in sorted((found.keys() | expected.keys()) - FREE):
+        if key not in found:
+            texts.append(f"no {key}")
+        elif key not in expected:
+            texts.append(f"{key}={json.dumps(found[key])} (not in published.yaml)")
+        elif found[key] != expected[key]:
+            texts.append(f"{key}={json.dumps(found[key])} instead of {json.dumps(expected[key])}")
+    return texts
 
 
 def _groups(records: pd.DataFrame) -> dict[Hashable, list[pd.DataFrame]]:

@@ -129,7 +129,7 @@ def figure(entries: Sequence[Entry]) -> Figure:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status (1 with a message on standard error for unusable records)."""
+    """Command line; returns the exit status (1 with a message on standard error for unusable records or folders)."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis.demo", description="The demonstration's table and figure."
     )
@@ -145,9 +145,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_table(table(entries))
     print("Time per step: computation alone, data on the device. DR, AP and CP take many steps on each batch.")
     print(f"Hardware: {entries[0].runs['device'].iloc[0]}.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Without the software's version in the file, the same records give the same bytes.
-    figure(entries).savefig(out, dpi=150, metadata={"Software": None})
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # Without the software's version in the file, the same records give the same bytes.
+        figure(entries).savefig(out, dpi=150, metadata={"Software": None})
+    except OSError as error:
+        print(f"error: the figure cannot be written to {shown_path(out)}: {error}", file=sys.stderr)
+        return 1
     print(f"written: {shown_path(out)}")
     return 0
 

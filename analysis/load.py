@@ -59,7 +59,7 @@ _FIELDS: tuple[_Field, ...] = (
     _Field("finished", "finished", "text"),
     _Field("environment.device", "device", "text"),
 )
-COLUMNS: tuple[str, ...] = (*(field.column for field in _FIELDS), "protocol", "config_digest", "path")
+COLUMNS: tuple[str, ...] = (*(field.column for field in _FIELDS), "config", "config_digest", "path")
 
 _EVENT_KEYS = ("step", "update", "train_loss", "validation_accuracy", "validation_loss", "train_s", "wall_s")
 
@@ -68,9 +68,9 @@ def load_records(folder: Path) -> pd.DataFrame:
     """Reads ``<folder>/<run_id>/record.json`` of every finished run into a frame with ``COLUMNS``, sorted by run id.
 
     Units are the record's: accuracies as fractions, ``*_s`` in seconds, ``*_ms_per_step`` in milliseconds. Runs without
-    a record (not finished, failed) are not in the frame, and a folder that does not exist holds none. ``protocol`` is
-    that part of the configuration as JSON (``{}`` where there is none). ``config_digest`` names the configuration
-    without its seed, and the data: runs with equal digests differ by their seed only.
+    a record (not finished, failed) are not in the frame, and a folder that does not exist holds none. ``config`` is
+    the scientific configuration as JSON. ``config_digest`` names it without its seed, and the data: runs with equal
+    digests differ by their seed only.
 
     Raises LoadError, naming the file, for broken JSON, a missing key, a value of the wrong kind, or a schema version
     that is not ``SCHEMA_VERSION``; records of several versions are refused together.
@@ -140,7 +140,7 @@ def _row(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     config = record.get("config")
     if not isinstance(config, dict):
         raise LoadError(f"{path}: key 'config' is missing or not an object")
-    row["protocol"] = json.dumps(config.get("protocol", {}), sort_keys=True)
+    row["config"] = json.dumps(config, sort_keys=True)
     row["config_digest"] = _digest(config, row["data_sha256"])
     row["path"] = str(path)
     return row

@@ -33,18 +33,31 @@ class PublishedCell:
 class Published:
     """All 87 cells in the paper's order, the date printed on the text that they come from, and how they were trained.
 
-    ``protocol`` has ``batch_size`` (samples), ``validation_fraction``, ``evaluate_every`` (steps) and ``patience``
-    (evaluations).
+    ``protocol`` has the expected values by key; ``choices`` those of every other group of a record's configuration, by
+    the name chosen and by key.
     """
 
     text: str
-    protocol: dict[str, float]
+    protocol: dict[str, object]
+    choices: dict[str, dict[str, dict[str, object]]]
     cells: tuple[PublishedCell, ...]
 
     @property
     def tables(self) -> tuple[int, ...]:
         """Table numbers, in order."""
         return tuple(dict.fromkeys(cell.table for cell in self.cells))
+
+    def expected(self, dataset: str, model: str, method: str, engine: str | None) -> dict[str, object]:
+        """Returns what a record's configuration must say to stand in a cell, by dotted key.
+
+        Only the name is expected of a choice that ``published.yaml`` does not describe.
+        """
+        expected = {f"protocol.{key}": value for key, value in self.protocol.items()}
+        for group, name in {"dataset": dataset, "model": model, "method": method, "engine": engine}.items():
+            if name is not None:
+                values = self.choices[group].get(name, {})
+                expected |= {f"{group}.name": name} | {f"{group}.{key}": value for key, value in values.items()}
+        return expected
 
 
 @cache
@@ -65,8 +78,11 @@ def load_published() -> Published:
         for table, rows in raw["tables"].items()
         for row in rows
     ]
-    source = raw["source"]
-    return Published(text=source["text"], protocol=source["protocol"], cells=tuple(cells))
+    training = raw["training"]
+    choices = {group: training[group] for group in ("dataset", "model", "method", "engine")}
+    for group, ours in raw["suite"].items():
+        choices[group] = {name: values | ours.get(name, {}) for name, values in choices[group].items()}
+    return Published(raw["source"]["text"], training["protocol"], choices, tuple(cells))
 
 
 def _pair(values: list[float]) -> tuple[float, float]:

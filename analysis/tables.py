@@ -151,7 +151,8 @@ def notes(comparison: Comparison, table: int, dataset: str | None, runs: Path, n
     if sizes:
         lines.append(f"Marked †: a subset of the data, {', '.join(f'{size:,}' for size in sizes)} training samples.")
     if cut := sum(ours.cut for ours in present):
-        lines.append(f"Marked ‡: {cut} runs ended at the step limit, before early stopping would have ended them.")
+        number = f"{cut} {'run' if cut == 1 else 'runs'}"
+        lines.append(f"Marked ‡: {number} ended at the step limit, before early stopping would have ended them.")
     if len(comparison.devices) == 1:
         lines.append(f"Hardware of our runs: {comparison.devices[0]}.")
     elif comparison.devices:
@@ -213,7 +214,7 @@ def write_tables(runs: Path, tables: Sequence[int], dataset: str | None, out: Pa
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status (1 with a message on standard error for unusable records)."""
+    """Command line; returns the exit status (1 with a message on standard error for unusable records or folders)."""
     cells = load_published().cells
     parser = argparse.ArgumentParser(prog="python -m analysis.tables", description="Tables 2-4, ours beside published.")
     parser.add_argument("runs", nargs="?", type=Path, default=DEFAULT_RUNS, help="folder with one folder per run")
@@ -231,6 +232,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_tables(args.runs, tables, args.dataset, args.out)
     except (LoadError, CompareError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: the tables cannot be written to {shown_path(args.out)}: {error}", file=sys.stderr)
         return 1
     return 0
 

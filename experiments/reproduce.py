@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from experiments.cells import Planned, parse
 from experiments.config import ROOT, UsageError
 
+NAMED = 3
+"""How many of the runs that one error stops are named."""
+
 
 def main() -> int:
-    """Command line; returns 0 if every run is finished, 1 if one failed, 2 for a wrong request, 130 for Ctrl-C."""
+    """Command line; returns 0 if every run is finished, 1 if one failed, 2 for what cannot be done, 130 for Ctrl-C."""
     planned: list[Planned] = []
     try:
         planned = parse("python -m experiments.reproduce", __doc__ or "")
@@ -29,10 +32,9 @@ def main() -> int:
         )
         return 130
     shown = _print_results(planned)
-    for message in errors:
-        print(f"error: {message}", file=sys.stderr)
-    if errors:
-        print(f"{len(errors)} of {len(planned)} runs did not finish; the others did.", file=sys.stderr)
+    _print_errors(errors, len(planned))
+    if any(isinstance(error, UsageError) for error in errors.values()):
+        return 2
     return 1 if errors else shown
 
 
@@ -42,34 +44,48 @@ def _is_done(run: Planned) -> bool:
     return status_of(run.config) is Status.DONE
 
 
-def run_missing(planned: Sequence[Planned]) -> list[str]:
-    """Do the runs without a record; returns a message for each that did not finish.
-
-    Raises:
-        UsageError: data are missing or the configuration is impossible, which would stop every run.
-    """
+def run_missing(planned: Sequence[Planned]) -> dict[str, Exception]:
+    """Do the runs without a record; returns those that did not finish, by name, and why. No run stops another."""
     todo = [run for run in planned if not _is_done(run)]
     finished = f"{len(planned) - len(todo)} of {len(planned)} runs are finished"
     if not todo:
         print(f"{finished}: nothing to do.")
-        return []
-    print(f"{finished}, {len(todo)} to run.", flush=True)
+        return {}
     # Imported late: a repeated command that has nothing to do needs neither.
     from experiments.progress import RunProgress, describe_record
-    from experiments.runner import RunBusy, RunFailed, execute
+    from experiments.records import run_id
+    from experiments.runner import RunBusy, RunFailed, execute, refusals
 
-    errors = []
-    with RunProgress(len(todo)) as progress:
-        for run in todo:
+    errors: dict[str, Exception] = {**refusals([run.config for run in todo])}
+    ready = [run for run in todo if run_id(run.config) not in errors]
+    refused = f", {len(errors)} cannot be done as asked (why: see the end)" if errors else ""
+    print(f"{finished}, {len(ready)} to run{refused}.", flush=True)
+    with RunProgress(len(ready)) as progress:
+        for run in ready:
             progress.start(run.config)
             try:
                 record = execute(run.config, run.overrides, progress.event)
-            except (RunFailed, RunBusy) as error:
-                errors.append(str(error))
+            except (UsageError, RunFailed, RunBusy) as error:
+                errors[run_id(run.config)] = error
                 progress.end(f"not finished: {error}")
             else:
                 progress.end("finished by another process" if record is None else describe_record(record))
     return errors
+
+
+def _print_errors(errors: Mapping[str, Exception], total: int) -> None:
+    stopped: dict[str, list[str]] = {}
+    for name, error in errors.items():
+        stopped.setdefault(str(error), []).append(name)
+    for message, names in stopped.items():
+        print(f"error: {message}", file=sys.stderr)
+        # A failed or busy run names itself; a refused one shares its message with others.
+        if not message.startswith(names[0]):
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            print(f"  stops {', '.join(names[:NAMED])}{more}", file=sys.stderr)
+    if errors:
+        rest = "; the others did" if len(errors) < total else ""
+        print(f"{len(errors)} of {total} runs did not finish{rest}.", file=sys.stderr)
 
 
 def _print_results(planned: Sequence[Planned]) -> int:

@@ -57,7 +57,8 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command starts this run again and skips finished ones", file=sys.stderr)
         return 130
-    for message in _errors:
+    # The runs of a sweep often share what is wrong with them.
+    for message in dict.fromkeys(map(str, _errors)):
         print(f"error: {message}", file=sys.stderr)
     if any(isinstance(error, UsageError) for error in _errors):
         return 2

@@ -70,6 +70,30 @@ def relative(path: Path) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
+def refusals(configs: Sequence[RunConfig]) -> dict[str, UsageError]:
+    """The runs that `execute` would refuse, by name, and why. Starts none of them, and reads each data set once."""
+    from experiments.data import load
+
+    by_data: dict[tuple[str, Path], list[RunConfig]] = {}
+    for config in configs:
+        by_data.setdefault((str(config.dataset), config.data_dir), []).append(config)
+    refused: dict[str, UsageError] = {}
+    for same in by_data.values():
+        try:
+            data = load(same[0].dataset, same[0].data_dir)
+        except UsageError as error:
+            refused |= dict.fromkeys(map(run_id, same), error)
+            continue
+        from experiments.training import check
+
+        for config in same:
+            try:
+                check(config, data)
+            except UsageError as error:
+                refused[run_id(config)] = error
+    return refused
+
+
 def execute(config: RunConfig, overrides: Sequence[str], on_event: Callable[[Event], None]) -> Record | None:
     """Do one run, unless it is finished already.
 
@@ -82,22 +106,26 @@ def execute(config: RunConfig, overrides: Sequence[str], on_event: Callable[[Eve
         The record, or None if the run was finished before.
 
     Raises:
-        UsageError: the configuration is impossible or the data are missing; the run leaves no trace.
+        UsageError: the configuration is impossible, the data are missing, or there is no place for results; the run
+            leaves no trace.
         RunFailed: the run failed now, or did before and `retry_failed` is not set.
         RunBusy: another process has the run.
     """
     folder = folder_of(config)
     if status_of(config) is Status.DONE:
         return None
-    # Missing data and refused options are found before anything compiles, and are no failure of the run. Imported
-    # late, because the methods bring JAX.
+    # What cannot be done as asked is found before anything compiles, and is no failure of the run. Imported late,
+    # because the methods bring JAX.
     from experiments.data import load
 
     data = load(config.dataset, config.data_dir)
-    from experiments.methods import build_method
+    from experiments.training import check
 
-    build_method(config.method, config.engine)
-    folder.mkdir(parents=True, exist_ok=True)
+    check(config, data)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"paths.results={config.paths.results} cannot hold a run: {error}") from error
     try:
         # A process that asks for the status holds the lock for a moment, and is no owner to give way to.
         with FileLock(folder / "run.lock", timeout=OWNER_SECONDS):
@@ -181,8 +209,6 @@ def _run(
                 environment=environment,
             )
             write_record(folder, record)
-        except UsageError:
-            raise
         except Exception as error:
             failed_at = getattr(error, "step", step)
             write_json(folder / "FAILED.json", _failure(error, failed_at))

@@ -65,6 +65,16 @@ class Trained:
     n_test: int
 
 
+def check(config: RunConfig, data: Dataset) -> None:
+    """Refuse what `train` could not do as asked, before anything is compiled or written.
+
+    Raises:
+        UsageError: the method or the operators refuse a value, or the data do not hold a batch and a validation part.
+    """
+    build_method(config.method, config.engine)
+    _validation_size(data, config.protocol)
+
+
 def train(config: RunConfig, data: Dataset, on_event: Callable[[Event], None]) -> Trained:
     """Do one run.
 
@@ -74,7 +84,7 @@ def train(config: RunConfig, data: Dataset, on_event: Callable[[Event], None]) -
         on_event: called after each evaluation, the first of them before any step.
 
     Raises:
-        UsageError: the configuration does not fit the data.
+        UsageError: what `check` refuses.
         Diverged: the parameters or a loss became infinite or NaN.
     """
     protocol = config.protocol
@@ -112,18 +122,23 @@ def train(config: RunConfig, data: Dataset, on_event: Callable[[Event], None]) -
     return Trained(metrics, clocks, parameters, *(len(split.y) for split in (train_split, validation, test)))
 
 
-def _split(
-    data: Dataset, seed: int, protocol: ProtocolConfig
-) -> tuple[Split, Split, tuple[NDArray[np.float32], NDArray[np.int32]]]:
-    """The training set without its validation part, that part, and the former again in host memory."""
+def _validation_size(data: Dataset, protocol: ProtocolConfig) -> int:
     n = len(data.train_y)
-    order = np.asarray(jax.random.permutation(key_for(seed, "split"), n))
     n_validation = round(protocol.validation_fraction * n)
     if n_validation < 1 or n - n_validation < protocol.batch_size:
         raise UsageError(
             f"{n} training samples of {data.name} do not hold protocol.batch_size={protocol.batch_size} beside "
             f"protocol.validation_fraction={protocol.validation_fraction}"
         )
+    return n_validation
+
+
+def _split(
+    data: Dataset, seed: int, protocol: ProtocolConfig
+) -> tuple[Split, Split, tuple[NDArray[np.float32], NDArray[np.int32]]]:
+    """The training set without its validation part, that part, and the former again in host memory."""
+    n_validation = _validation_size(data, protocol)
+    order = np.asarray(jax.random.permutation(key_for(seed, "split"), len(data.train_y)))
     kept, held = order[n_validation:], order[:n_validation]
     host = data.train_x[kept], data.train_y[kept]
     return (

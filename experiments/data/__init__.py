@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+
 from experiments.config import DatasetConfig, UsageError
 from experiments.data import digits, mnist
 from experiments.data.arrays import Dataset
@@ -28,9 +30,19 @@ def load(config: DatasetConfig, data_dir: Path) -> Dataset:
     """Read a prepared data set into host memory, standardised.
 
     Raises:
-        UsageError: the data are missing or damaged; the message names the command that prepares them.
+        UsageError: the data are missing or damaged, and the message names the command that prepares them; or
+            `num_classes` is too small for their labels.
     """
-    return _module(config).load(config, data_dir)
+    data = _module(config).load(config, data_dir)
+    labels = np.concatenate([data.train_y, data.test_y])
+    smallest, largest = int(labels.min()), int(labels.max())
+    # JAX has no error for a label without a class: its one-hot row would be zero, and the run would mean nothing.
+    if smallest < 0 or largest >= config.num_classes:
+        raise UsageError(
+            f"dataset.num_classes={config.num_classes} does not fit the labels of data set '{config.name}': they go "
+            f"from {smallest} to {largest}, and should lie in 0 to dataset.num_classes - 1"
+        )
+    return data
 
 
 def prepare(config: DatasetConfig, data_dir: Path, raw: Path | None) -> str:

@@ -12,7 +12,7 @@ from experiments.data import prepare
 
 def main() -> int:
     """Prepare the data set named on the command line; returns the exit status, 2 for a wrong request."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.data", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m experiments.data", description=__doc__)
     parser.add_argument(
         "arguments",
         nargs="*",

@@ -37,6 +37,8 @@ def prepare(config: DatasetConfig, data_dir: Path, raw: Path | None) -> str:
             + "\n  ".join(names)
             + f"\nand name the folder:\n  {COMMAND}"
         )
+    if not raw.is_dir():
+        raise UsageError(f"raw={raw} is not a folder. Put these four files into one:\n  " + "\n  ".join(names))
     folder = raw / "mnist" if (raw / "mnist").is_dir() else raw
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:

@@ -19,8 +19,19 @@ _RECORD: dict[str, Any] = {
     "seed": 0,
     "preset": "paper",
     "config": {
+        "dataset": {"name": "mnist", "num_classes": 10, "test_fraction": None},
+        "model": {"name": "mlp_1x128", "hidden": [128], "skip": False},
+        "method": {},
+        "protocol": {
+            "name": "paper",
+            "batch_size": 256,
+            "validation_fraction": 0.1,
+            "evaluate_every": 1000,
+            "patience": 5,
+            "max_steps": 500000,
+        },
         "seed": 0,
-        "protocol": {"batch_size": 256, "validation_fraction": 0.1, "evaluate_every": 1000, "patience": 5},
+        "schema_version": 1,
     },
     "metrics": {
         "test_accuracy": 0.95,
@@ -46,6 +57,15 @@ _RECORD: dict[str, Any] = {
     "finished": "2025-01-01T00:01:00+00:00",
     "environment": {"device": "synthetic device"},
 }
+_GRADIENT: dict[str, Any] = {"learning_rate": 0.001, "output_bias": True}
+_PROJECTION: dict[str, Any] = {"steps_per_update": 50, "representation": "auto", "output_bias": False}
+_METHODS: dict[str, dict[str, Any]] = {
+    "sgd": _GRADIENT,
+    "adam": _GRADIENT,
+    "dr": {**_PROJECTION, "relaxation": 0.5, "window": 2},
+    "ap": _PROJECTION,
+    "cp": _PROJECTION,
+}
 
 
 @pytest.fixture
@@ -58,10 +78,17 @@ def runs(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def write_run(runs: Path) -> WriteRun:
-    """A function that writes a run folder; keywords are dotted paths with `__` for the dot, such as `cell__method`."""
+    """A function that writes a run folder; keywords are dotted paths with `__` for the dot, such as `cell__method`.
+
+    The configuration is the paper's for the method and the operators of the cell, before the changes.
+    """
 
     def write(**changes: Any) -> Path:
         record = copy.deepcopy(_RECORD)
+        method = changes.get("cell__method", record["cell"]["method"])
+        record["config"]["method"] = {"name": method, **_METHODS.get(method, {})}
+        if engine := changes.get("cell__engine"):
+            record["config"]["engine"] = {"name": engine, "prox_lambda": 5.0}
         for path, value in changes.items():
             *parents, last = path.split("__")
             place = record

@@ -83,6 +83,16 @@ def test_what_one_figure_cannot_show_is_refused(
     assert message in capsys.readouterr().err
 
 
+def test_a_place_that_holds_no_figure_is_named(
+    runs: Path, write_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run()
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "demo.png"
+    assert demo.main([str(runs), "--out", str(out)]) == 1
+    assert f"error: the figure cannot be written to {out}" in capsys.readouterr().err
+
+
 def test_no_records_name_the_command(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.main([str(runs)]) == 1
     assert "`make demo` makes them" in capsys.readouterr().err

@@ -26,10 +26,16 @@ def test_a_frame_has_one_row_per_finished_run(runs: Path, write_run: Any) -> Non
     assert list(frame["run_id"]) == ["run-000", "run-001"]
     assert frame["path"].iloc[1] == str(path)
     assert list(frame["method"]) == ["sgd", "dr"]
-    # The seed is no part of the digest, the data are.
-    assert len(set(frame["config_digest"])) == 1
+    assert json.loads(frame["config"].iloc[1]) == json.loads(path.read_text())["config"]
+
+
+def test_the_seed_is_no_part_of_the_digest_and_configuration_and_data_are(runs: Path, write_run: Any) -> None:
+    write_run()
+    write_run(seed=1)
+    assert len(set(load_records(runs)["config_digest"])) == 1
+    write_run(config__method__learning_rate=0.1)
     write_run(data__sha256="another")
-    assert len(set(load_records(runs)["config_digest"])) == 2
+    assert len(set(load_records(runs)["config_digest"])) == 3
 
 
 @pytest.mark.parametrize("name", ["runs", "absent"])

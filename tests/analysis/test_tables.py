@@ -121,16 +121,50 @@ def test_other_presets_protocols_cells_and_engines_are_left_out(runs: Path, writ
     write_run(preset="quick", seed=1)
     write_run(cell__dataset="digits")
     write_run(cell__engine="exact")
-    write_run(config__protocol={"patience": 2})
+    write_run(config__protocol__patience=2)
     text, _ = make(runs, tmp_path / "out")
     reasons = [
         "digits/mlp_1x128/sgd is not a cell of the paper: 1",
-        "preset paper with patience 2: 1",
+        "preset paper with protocol.patience=2 instead of 5: 1",
         "preset quick: 2",
         "sgd with engine exact: 1",
     ]
     assert f"- Left out: 5 of 5 records ({'; '.join(reasons)})." in text
     assert cells(text, "SGD")[3] == "—"
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "reason"),
+    [
+        ("sgd", {"method__learning_rate": 0.5}, "method.learning_rate=0.5 instead of 0.001"),
+        ("adam", {"method__output_bias": False}, "method.output_bias=false instead of true"),
+        ("dr", {"model__hidden": [16]}, "model.hidden=[16] instead of [128]"),
+        ("dr", {"method__window": 5}, "method.window=5 instead of 2"),
+        ("dr", {"method__relaxation": 0.7}, "method.relaxation=0.7 instead of 0.5"),
+        ("ap", {"method__steps_per_update": 10}, "method.steps_per_update=10 instead of 50"),
+        ("ap", {"method__representation": "edges"}, 'method.representation="edges" instead of "auto"'),
+        ("cp", {"engine__prox_lambda": 1.0}, "engine.prox_lambda=1.0 instead of 5.0"),
+        ("cp", {"model__skip": True}, "model.skip=true instead of false"),
+        ("sgd", {"dataset__num_classes": 20}, "dataset.num_classes=20 instead of 10"),
+        ("sgd", {"method__momentum": 0.9}, "method.momentum=0.9 (not in published.yaml)"),
+        ("sgd", {"model__name": "mlp_1x64"}, 'model.name="mlp_1x64" instead of "mlp_1x128"'),
+        ("sgd", {"model": {"name": "mlp_1x128", "skip": False}}, "no model.hidden"),
+        (
+            "dr",
+            {"method__window": 3, "engine__prox_lambda": 4},
+            "engine.prox_lambda=4 instead of 5.0, method.window=3 instead of 2",
+        ),
+    ],
+)
+def test_a_record_of_another_configuration_is_left_out_with_what_differs(
+    runs: Path, write_run: Any, tmp_path: Path, method: str, change: dict[str, Any], reason: str
+) -> None:
+    cell = {"cell__method": method, "cell__engine": None if method in ("sgd", "adam") else "published"}
+    write_run(**cell)
+    write_run(seed=1, **cell, **{f"config__{key}": value for key, value in change.items()})
+    text, rows = make(runs, tmp_path / "out")
+    assert f"- Left out: 1 of 2 records (preset paper with {reason}: 1)." in text
+    assert [row["seeds"] for row in rows if row["method"] == method and row["n_seeds"] != "0"] == ["0"]
 
 
 def test_devices_are_never_averaged_together(runs: Path, write_run: Any, tmp_path: Path) -> None:
@@ -146,11 +180,11 @@ def test_devices_are_never_averaged_together(runs: Path, write_run: Any, tmp_pat
 def test_subsets_step_limits_and_configurations_are_marked(runs: Path, write_run: Any, tmp_path: Path) -> None:
     write_run(data__subset=True, data__n_train=5400, metrics__stopped_by="max_steps")
     write_run(cell__method="adam")
-    write_run(cell__method="adam", config__extra="another learning rate")
+    write_run(cell__method="adam", config__protocol__max_steps=1000000)
     text, _ = make(runs, tmp_path / "out")
     assert cells(text, "SGD † ‡")[3] == "1*"
     assert "- Marked †: a subset of the data, 5,400 training samples." in text
-    assert "- Marked ‡: 1 runs ended at the step limit" in text
+    assert "- Marked ‡: 1 run ended at the step limit" in text
     assert text.count("| Adam config ") == 2
 
 
@@ -182,6 +216,15 @@ def test_a_broken_record_ends_the_command_with_its_name(
     path.write_text("{")
     assert tables.main([str(runs), "--out", str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err.startswith(f"error: {path}: not valid JSON")
+
+
+def test_a_folder_that_holds_no_tables_is_named(
+    runs: Path, write_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run()
+    (tmp_path / "file").touch()
+    assert tables.main([str(runs), "--out", str(tmp_path / "file")]) == 1
+    assert f"error: the tables cannot be written to {tmp_path / 'file'}" in capsys.readouterr().err
 
 
 def test_a_table_without_the_data_set_lists_the_tables(capsys: pytest.CaptureFixture[str]) -> None:

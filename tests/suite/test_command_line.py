@@ -56,14 +56,35 @@ def test_a_run_without_data_names_the_command_and_leaves_no_trace(module: str, t
 
 
 @pytest.mark.parametrize("module", ["run", "reproduce"])
-def test_an_option_that_the_engine_refuses_leaves_no_trace(module: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "override", ["method.window=0", "protocol.batch_size=100000", "dataset.num_classes=5"], ids=lambda text: text
+)
+def test_what_cannot_be_done_leaves_no_trace(module: str, override: str, tmp_path: Path) -> None:
     cell = ["dataset=digits", "model=mlp_1x32", "method=dr"]
     cell += ["sweep=demo"] if module == "reproduce" else []
-    result = call(module, [*cell, "method.window=0", f"paths.results={tmp_path / 'runs'}"], timeout=60)
+    result = call(module, [*cell, override, f"paths.results={tmp_path / 'runs'}"], timeout=60)
     assert result.returncode == 2
-    assert "error: method.window=0" in result.stderr
+    assert override in result.stderr
+    if module == "reproduce":
+        assert "stops digits-mlp_1x32-dr-published-s0-" in result.stderr
+        assert result.stderr.endswith(" and 2 more\n5 of 5 runs did not finish.\n")
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_reproduce_does_what_can_be_done_and_names_what_cannot(tmp_path: Path) -> None:
+    # SGD has no operators that could refuse the value.
+    cells = ["sweep=demo", "preset=demo", "method=sgd,dr", "seeds=1", "engine.prox_lambda=-1"]
+    limits = ["protocol.evaluate_every=50", "protocol.max_steps=100"]
+    result = call("reproduce", [*cells, *limits, f"paths.results={tmp_path}"])
+    assert result.returncode == 2
+    assert [path.parent.name[:19] for path in tmp_path.glob("*/record.json")] == ["digits-mlp_1x32-sgd"]
+    assert "1 to run, 1 cannot be done as asked" in result.stdout
+    assert "Digits 8x8, MLP 1 x 32: 1 methods" in result.stdout
+    errors = result.stderr.splitlines()
+    assert errors[-3].startswith("error: engine.prox_lambda=-1")
+    assert errors[-2].startswith("  stops digits-mlp_1x32-dr-published-s0-")
+    assert errors[-1] == "1 of 2 runs did not finish; the others did."
 
 
 def recipe(*arguments: str, **environment: str) -> str:
@@ -126,7 +147,7 @@ def test_reproduce_prints_the_table_it_ran(
 
     monkeypatch.setattr(sys, "argv", ["reproduce"])
     monkeypatch.setattr(reproduce, "parse", lambda *arguments: planned)
-    monkeypatch.setattr(reproduce, "run_missing", lambda planned: [])
+    monkeypatch.setattr(reproduce, "run_missing", lambda planned: {})
     monkeypatch.setattr(reproduce.subprocess, "run", note)
     assert reproduce.main() == 7
     assert commands == [[sys.executable, "-m", expected[0], str(tmp_path), *expected[1:]]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import shutil
 import struct
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.config import DatasetConfig, UsageError
-from experiments.data import load, prepare
+from experiments.data import digits, load, prepare
 from experiments.data.arrays import read_cache, standardise, write_cache
 from experiments.data.idx import parse_idx
 from experiments.data.mnist import FILES
@@ -59,6 +60,12 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         prepare(MNIST, tmp_path / "data", tmp_path)
     assert FILES["train_x"][0] not in str(caught.value)
     assert all(FILES[key][0] in str(caught.value) for key in ("train_y", "test_x", "test_y"))
+
+
+def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"raw=.*absent is not a folder") as caught:
+        prepare(MNIST, tmp_path, tmp_path / "absent")
+    assert all(name in str(caught.value) for name, _ in FILES.values())
 
 
 def test_without_a_folder_the_files_and_the_command_are_named(tmp_path: Path) -> None:
@@ -120,6 +127,28 @@ def test_standardise_uses_the_training_numbers_for_both() -> None:
     train, test = standardise(np.array([[[0, 2]], [[2, 0]]], np.uint8), np.array([[[3, 1]]], np.uint8))
     np.testing.assert_array_equal(train, [[-1, 1], [1, -1]])
     np.testing.assert_array_equal(test, [[2, 0]])
+
+
+@pytest.mark.parametrize("num_classes", [5, 9, 0])
+def test_labels_without_a_class_are_refused(num_classes: int, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(DatasetConfig(name="digits", num_classes=num_classes, test_fraction=0.2), tmp_path)
+    assert f"dataset.num_classes={num_classes} " in str(caught.value)
+    assert "'digits'" in str(caught.value)
+    assert "from 0 to 9" in str(caught.value)
+
+
+@pytest.mark.parametrize("split", ["train_y", "test_y"])
+@pytest.mark.parametrize(("label", "span"), [(10, "from 0 to 10"), (-1, "from -1 to 9")])
+def test_labels_of_both_splits_are_checked(
+    split: str, label: int, span: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data = load(DIGITS, tmp_path)
+    labels = getattr(data, split).copy()
+    labels[0] = label
+    monkeypatch.setattr(digits, "load", lambda config, data_dir: dataclasses.replace(data, **{split: labels}))
+    with pytest.raises(UsageError, match=span):
+        load(DIGITS, tmp_path)
 
 
 def test_digits_are_split_once_and_for_all(tmp_path: Path) -> None:

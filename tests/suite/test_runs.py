@@ -17,7 +17,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from experiments import training
+from experiments import runner, training
 from experiments.cells import Planned
 from experiments.config import ROOT, RunConfig, UsageError, choices
 from experiments.records import Event, run_id, scientific_config
@@ -127,8 +127,9 @@ def test_infinite_parameters_stop_a_run_and_cost_no_other(
     (failed, done) = (folder_of(each.config) for each in planned)
     assert "0 of 2 runs are finished, 2 to run." in capsys.readouterr().out
     assert [status_of(each.config) for each in planned] == [Status.FAILED, Status.DONE]
-    assert len(errors) == 1
-    assert f"{failed.name} failed at step 50: Diverged: parameters are not finite at step 50; the" in errors[0]
+    assert list(errors) == [failed.name]
+    message = str(errors[failed.name])
+    assert f"{failed.name} failed at step 50: Diverged: parameters are not finite at step 50; the" in message
     failure = json.loads((failed / "FAILED.json").read_text())
     assert (failure["type"], failure["step"]) == ("Diverged", 50)
     assert "experiments/training.py" in failure["traceback"]
@@ -137,12 +138,12 @@ def test_infinite_parameters_stop_a_run_and_cost_no_other(
     # A failure stays until somebody asks to try again.
     errors = run_missing(planned)
     assert "1 of 2 runs are finished, 1 to run." in capsys.readouterr().out
-    assert f"{failed.name} failed earlier at step 50" in errors[0]
-    assert "add retry_failed=true" in errors[0]
+    assert f"{failed.name} failed earlier at step 50" in str(errors[failed.name])
+    assert "add retry_failed=true" in str(errors[failed.name])
     with pytest.raises(RunFailed, match="failed at step 50"):
         execute(short(*DIVERGING, "retry_failed=true").config, (), ignore)
 
-    assert run_missing(planned[1:]) == []
+    assert run_missing(planned[1:]) == {}
     assert "1 of 1 runs are finished: nothing to do." in capsys.readouterr().out
     assert (done / "record.json").exists()
 
@@ -193,14 +194,65 @@ def test_an_event_that_is_no_json_is_not_written(
     assert read_events(folder_of(planned.config)) == []
 
 
-@pytest.mark.parametrize(
-    "override", ["method.relaxation=2", "method.window=0", "engine.prox_lambda=-1", "method.representation=consensus"]
-)
-def test_an_option_that_the_engine_refuses_is_no_failed_run(override: str, short: Callable[..., Planned]) -> None:
+REFUSED = [
+    "method.relaxation=2",
+    "method.window=0",
+    "engine.prox_lambda=-1",
+    "method.representation=consensus",
+    "protocol.batch_size=100000",
+    "protocol.validation_fraction=0.0001",
+    "dataset.num_classes=5",
+    "dataset.test_fraction=2",
+]
+"""Options that compose, but that the engine or the data do not allow."""
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_what_cannot_be_done_is_no_failed_run(override: str, short: Callable[..., Planned]) -> None:
     planned = short("method=dr", override)
     with pytest.raises(UsageError, match=override.partition("=")[0]):
         execute(planned.config, planned.overrides, ignore)
-    assert not folder_of(planned.config).exists()
+    assert not planned.config.results_dir.exists()
+
+
+def test_a_retry_that_cannot_be_done_keeps_the_failure(short: Callable[..., Planned]) -> None:
+    planned = short("method=sgd", "protocol.batch_size=100000", "retry_failed=true")
+    folder = folder_of(planned.config)
+    folder.mkdir(parents=True)
+    (folder / "FAILED.json").write_text("{}")
+    with pytest.raises(UsageError, match="batch_size"):
+        execute(planned.config, planned.overrides, ignore)
+    assert [path.name for path in folder.iterdir()] == ["FAILED.json"]
+
+
+def test_a_place_that_holds_no_results_is_named(short: Callable[..., Planned], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    planned = short("method=sgd", f"paths.results={tmp_path / 'file'}")
+    with pytest.raises(UsageError, match=r"paths\.results=.*file"):
+        execute(planned.config, planned.overrides, ignore)
+
+
+def test_a_run_that_cannot_be_done_stops_no_other(
+    short: Callable[..., Planned], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent = [short("dataset=mnist", f"paths.data={tmp_path}", "method=sgd", f"seed={seed}") for seed in range(5)]
+    large, done = short("method=sgd", "protocol.batch_size=100000"), short("method=sgd")
+    errors = run_missing([*absent, large, done])
+    assert "0 of 7 runs are finished, 1 to run, 6 cannot be done as asked" in capsys.readouterr().out
+    assert list(errors) == [run_id(each.config) for each in (*absent, large)]
+    assert all(isinstance(error, UsageError) for error in errors.values())
+    assert [path.name for path in done.config.results_dir.iterdir()] == [run_id(done.config)]
+    assert status_of(done.config) is Status.DONE
+
+
+def test_a_run_that_can_no_longer_be_done_stops_no_other(
+    short: Callable[..., Planned], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The data vanish after the first look."""
+    monkeypatch.setattr(runner, "refusals", lambda configs: {})
+    gone, done = short("method=sgd", "dataset.num_classes=5"), short("method=sgd")
+    assert list(run_missing([gone, done])) == [run_id(gone.config)]
+    assert status_of(done.config) is Status.DONE
 
 
 def test_a_look_at_the_status_does_not_stop_a_run_from_starting(short: Callable[..., Planned]) -> None:
