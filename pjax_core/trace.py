@@ -21,7 +21,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive
 from jax.extend.core import primitives as jax_primitives
 
 from pjax_core import rules
-from pjax_core.graph import Copy, Graph, Node, Operand, make_bipartite
+from pjax_core.bipartite import make_bipartite
+from pjax_core.graph import Copy, Graph, Node, Operand
 
 Params = Any  # a pytree of floating-point arrays
 
