@@ -9,8 +9,9 @@ nodes, its producers. No inverse of a copy is written anywhere: the sums over co
 
 import dataclasses
 import functools
-from collections import deque
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter, deque
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -139,9 +140,16 @@ class Graph:
 
     Hashable and free of arrays: two traces of the same computation compare equal, so a compiled solver
     is found again.
+
+    Attributes:
+        nodes: the nodes; everything else refers to them by position.
+        identities: numbers of the nodes that were inserted to make the graph bipartite (Theorem 4).
+        proven: whether no fewer identities would do; if not, the search for them stopped at its limit.
     """
 
     nodes: tuple[Node, ...]
+    identities: tuple[int, ...] = ()
+    proven: bool = True
 
     def numbers(self, *kinds: Kind) -> list[int]:
         """Numbers of the nodes of these kinds, in order."""
@@ -158,21 +166,34 @@ class Graph:
         return tuple(map(tuple, found))
 
     @functools.cached_property
+    def neighbours(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """For every node the (neighbour, producer of the edge between them) pairs."""
+        found: list[dict[tuple[int, int], None]] = [{} for _ in self.nodes]
+        for number, node in enumerate(self.nodes):
+            found[number].update(((p, p), None) for p in node.producers())
+            for p in node.producers():
+                found[p][number, p] = None
+        return tuple(map(tuple, found))
+
+    @functools.cached_property
     def sides(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The bipartition (Theorem 2): side A, which holds the first loss, and side B."""
-        colour, conflicts = _two_colour(self)
-        assert not conflicts, "a traced graph is bipartite"
-        return tuple(sorted(n for n, c in colour.items() if c == 0)), tuple(
-            sorted(n for n, c in colour.items() if c == 1)
-        )
+        colour = {n: c for component in colourings(self) for n, c in component.items()}
+        for number, node in enumerate(self.nodes):
+            if any(colour[p] == colour[number] for p in node.producers()):
+                raise ValueError(f"node {number}, {node.name}, is on an odd cycle; make_bipartite inserts identities")
+        a, b = ([n for n in range(len(self.nodes)) if colour[n] == side] for side in (0, 1))
+        return tuple(a), tuple(b)
 
     @functools.cached_property
     def layers(self) -> tuple[tuple[int, ...], ...]:
         """Nodes by distance in a backward breadth-first search from the losses (cyclic projections).
 
         A loss on side B counts as one step away, so that a layer is part of a side: no two nodes share an edge.
+        So does what no loss depends on; on side A it counts as a loss.
         """
-        distance = {n: side for side in (0, 1) for n in self.sides[side] if self.nodes[n].kind == "loss"}
+        side_of = {n: side for side in (0, 1) for n in self.sides[side]}
+        distance = {n: side for n, side in side_of.items() if self.nodes[n].kind == "loss"}
         queue = deque(distance)
         while queue:
             number = queue.popleft()
@@ -180,8 +201,15 @@ class Graph:
                 if producer not in distance:
                     distance[producer] = distance[number] + 1
                     queue.append(producer)
-        depth = max(distance.values(), default=-1) + 1
-        return tuple(tuple(sorted(n for n, d in distance.items() if d == layer)) for layer in range(depth))
+        distance = side_of | distance
+        return tuple(
+            tuple(sorted(n for n, d in distance.items() if d == layer)) for layer in sorted({*distance.values()})
+        )
+
+    @functools.cached_property
+    def edges(self) -> int:
+        """Number of edges of the paper's graph of scalar nodes: the memory of keeping a copy on every one."""
+        return sum(sum(_edge_sizes(node)) for node in self.nodes)
 
     def operands_of(self, number: int, values: Mapping[int, Array], indices: Sequence[Array]) -> tuple[Array, ...]:
         """Operands of a node from the values of its producers."""
@@ -211,71 +239,72 @@ class Graph:
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join([*lines, "(* through copies)"])
 
+    def summary(self) -> str:
+        """Describe the graph: nodes by kind, sides, inserted identities, layers, and what edges would cost."""
+        kinds = Counter(node.kind for node in self.nodes)
+        lines = [f"{len(self.nodes)} nodes: {_counted(kinds)}"]
+        for letter, side in zip("AB", self.sides, strict=True):
+            lines.append(f"side {letter}, {len(side)} nodes: {_counted(Counter(self.nodes[n].name for n in side))}")
+        how = "proven fewest" if self.proven else "fewest found within the search limit"
+        lines.append(f"identities inserted on odd cycles (Theorem 4): {len(self.identities)}, {how}")
+        for number in self.identities:
+            source, *readers = (
+                f"{self.nodes[n].name} (node {n})"
+                for n in [*self.nodes[number].producers(), *dict.fromkeys(n for n, _ in self.consumers[number])]
+            )
+            lines.append(f"  {self.nodes[number].name} (node {number}) between {source} and {', '.join(readers)}")
+        lines.append(
+            f"{len(self.layers)} layers (cyclic projections), of {', '.join(map(str, map(len, self.layers)))} nodes"
+        )
+        leaves, rest = (
+            [node for node in self.nodes if (node.kind == "parameter") == wanted] for wanted in (True, False)
+        )
+        copies = [(n, o.dtype) for node in self.nodes for n, o in zip(_edge_sizes(node), node.operands, strict=True)]
+        lines.append(f"scalar edges, which representation 'edges' keeps: {_amount(copies)}")
+        for what, nodes in (("parameters", leaves), ("values of other nodes", rest)):
+            lines.append(f"{what}: {_amount([(math.prod(n.shape), n.dtype) for n in nodes])}")
+        return "\n".join(lines)
 
-def _two_colour(graph: Graph) -> tuple[dict[int, int], list[tuple[int, int]]]:
-    """Colour by breadth-first search from the losses.
 
-    Returns:
-        The colour (0: the first loss's) of every node and the edges (producer, consumer) whose ends got
-        the same one, which exist only when there is an odd cycle.
+def colourings(graph: Graph, cut: Collection[int] = ()) -> list[dict[int, int]]:
+    """Two-colour every connected component by breadth-first search: the losses' first, the others last to first.
+
+    A component's first loss, or its last node, gets 0. Edges out of the producers in ``cut`` are left out.
+    Two ends of an edge get the same colour only where a component holds an odd cycle.
     """
-    colour: dict[int, int] = {}
-    for start in graph.numbers("loss"):
-        if start in colour:
+    found: list[dict[int, int]] = []
+    seen: set[int] = set()
+    for start in [*graph.numbers("loss"), *reversed(range(len(graph.nodes)))]:
+        if start in seen:
             continue
-        colour[start] = 0
-        queue = deque([start])
+        colour = {start: 0}
+        queue = deque(colour)
         while queue:
             number = queue.popleft()
-            consumers = [consumer for consumer, _ in graph.consumers[number]]
-            for neighbour in [*graph.nodes[number].producers(), *consumers]:
-                if neighbour not in colour:
+            for neighbour, producer in graph.neighbours[number]:
+                if producer not in cut and neighbour not in colour:
                     colour[neighbour] = 1 - colour[number]
                     queue.append(neighbour)
-    conflicts = [
-        (producer, number)
-        for number, node in enumerate(graph.nodes)
-        for producer in node.producers()
-        if colour.get(producer) == colour.get(number)
-    ]
-    return colour, conflicts
+        seen.update(colour)
+        found.append(colour)
+    return found
 
 
-def make_bipartite(graph: Graph) -> Graph:
-    """Insert identities (Theorem 4) where edges close odd cycles of the breadth-first tree, one per producer.
+def _edge_sizes(node: Node) -> list[int]:
+    """Count the scalar edges into a node, operand by operand: a dot product has its own copies of what it reads."""
+    if node.primitive in rules.bilinear_rules:
+        expand = functools.partial(rules.bilinear_rules[node.primitive].expand, **dict(node.params))
+        shapes = [jax.ShapeDtypeStruct(o.shape, o.dtype) for o in node.operands]
+        return [copies.size for copies in jax.eval_shape(expand, *shapes)]
+    return [math.prod(o.shape) for o in node.operands]
 
-    A heuristic: another tree can need fewer.
-    """
-    _, conflicts = _two_colour(graph)
-    if not conflicts:
-        return graph
-    nodes: list[Node] = []
-    renumbered: dict[int, int] = {}
-    inserted: dict[int, int] = {}  # one identity per producer serves all its conflicts
-    for number, node in enumerate(graph.nodes):
-        replaced = dict(renumbered)
-        for producer in node.producers():
-            if (producer, number) in conflicts and producer in inserted:
-                replaced[producer] = inserted[producer]
-            elif (producer, number) in conflicts:
-                source = graph.nodes[producer]
-                operand = Operand((renumbered[producer],), (), source.shape, source.dtype)
-                replaced[producer] = inserted[producer] = len(nodes)
-                name = f"identity({source.name})"
-                nodes.append(
-                    Node(
-                        "constraint",
-                        name,
-                        source.shape,
-                        source.dtype,
-                        rules.identity_p,
-                        (),
-                        (operand,),
-                    )
-                )
-        operands = tuple(
-            dataclasses.replace(o, producers=tuple(replaced[p] for p in o.producers)) for o in node.operands
-        )
-        renumbered[number] = len(nodes)
-        nodes.append(dataclasses.replace(node, operands=operands))
-    return Graph(tuple(nodes))
+
+def _counted(names: Counter[Any]) -> str:
+    return ", ".join(f"{count} x {name}" if count > 1 else name for name, count in names.items())
+
+
+def _amount(arrays: Sequence[tuple[int, np.dtype]]) -> str:
+    """Write the number and memory of the elements of arrays, given as (elements, dtype)."""
+    size = sum(count * dtype.itemsize for count, dtype in arrays)
+    power = next((p for p in (3, 2, 1) if size >= 1024**p), 0)
+    return f"{sum(count for count, _ in arrays):,} ({size / 1024**power:.4g} {('B', 'KiB', 'MiB', 'GiB')[power]})"

@@ -25,7 +25,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Va
 from jax.extend.core import primitives as jax_primitives
 
 from pjax_core import rules
-from pjax_core.graph import Copy, Graph, Node, Operand, make_bipartite
+from pjax_core.bipartite import make_bipartite
+from pjax_core.graph import Copy, Graph, Node, Operand
 from pjax_core.jaxprs import UNKNOWN, Fingerprint, all_carries, at_once, aval, called, fingerprint, known_carries
 
 Params = Any  # a pytree of floating-point arrays
