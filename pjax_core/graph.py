@@ -11,6 +11,7 @@ import dataclasses
 import functools
 from collections import deque
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any, Literal
 
 import jax
@@ -172,6 +173,23 @@ class Graph:
                 else:
                     values[number] = out
         return values, jnp.mean(jnp.concatenate(losses))
+
+    def draw(self, path: str | PathLike[str], *, copies: bool = True) -> None:
+        """Write an SVG picture of the graph (paper, Figure 7) to ``path``; ``copies=False`` leaves copies out.
+
+        Raises:
+            ValueError: ``path`` does not end in ``.svg``.
+            FileNotFoundError: its folder does not exist.
+        """
+        from pjax_core import draw  # draw imports this module
+
+        draw.write(self, path, copies=copies)
+
+    def _repr_svg_(self) -> str:
+        """Show the picture in notebooks."""
+        from pjax_core import draw
+
+        return draw.svg(self)
 
     def __str__(self) -> str:
         """Draw a table: number, side, kind, name, shape and the nodes that it reads."""
