@@ -12,6 +12,7 @@ import functools
 import math
 from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
+from os import PathLike
 from typing import Any, Literal
 
 import jax
@@ -226,6 +227,23 @@ class Graph:
             if i not in values:  # an inserted identity
                 values[i] = node.evaluate(self.operands_of(i, values, indices))
         return values
+
+    def draw(self, path: str | PathLike[str], *, copies: bool = True) -> None:
+        """Write an SVG picture of the graph (paper, Figure 7) to ``path``; ``copies=False`` leaves copies out.
+
+        Raises:
+            ValueError: ``path`` does not end in ``.svg``.
+            FileNotFoundError: its folder does not exist.
+        """
+        from pjax_core import draw  # draw imports this module
+
+        draw.write(self, path, copies=copies)
+
+    def _repr_svg_(self) -> str:
+        """Show the picture in notebooks."""
+        from pjax_core import draw
+
+        return draw.svg(self)
 
     def __str__(self) -> str:
         """Draw a table: number, side, kind, name, shape and the nodes that it reads."""
