@@ -6,8 +6,10 @@ projection. Anything else is an error that says what to do. Calls (``jit``, ``cu
 inlined.
 """
 
+import collections
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -241,7 +243,9 @@ class _Tracer:
     def _node(self, eqn: JaxprEqn, kind: Any, prim: Primitive, inputs: list[Any], params: dict[str, Any]) -> _Value:
         (var,) = eqn.outvars
         dtype = next(x.dtype for x in inputs if isinstance(x, _Value))
-        values = [x if isinstance(x, _Value) else self._constant(jnp.asarray(x, dtype)) for x in inputs]
+        known = not any(isinstance(x, Tracer) for x in inputs)  # and stays so inside an outer jit
+        with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
+            values = [x if isinstance(x, _Value) else self._constant(jnp.asarray(x, dtype)) for x in inputs]
         if prim in rules.elementwise:
             values = [self._repeat(x, _aval(var).shape) for x in values]
         if len({x.dtype for x in values}) > 1:
@@ -305,9 +309,10 @@ class _Tracer:
                 what = "a constant" if not isinstance(value, _Value) else f"shape {value.shape}"
                 raise TypeError(
                     f"the traced function returns something that is not a loss ({what}). Every output "
-                    "must come from nn.cross_entropy or nn.margin_loss, one value per sample"
+                    "must come from a loss of nn (nn.cross_entropy), one value per sample"
                 )
         _fuse_sum_relu(self.nodes)
+        _fuse_mean(self.nodes, self.constants)
         needed: set[int] = set()
         stack = [value.node for value in outputs]
         while stack:
@@ -360,3 +365,22 @@ def _fuse_sum_relu(nodes: list[Node]) -> None:
         if node.primitive is rules.sum_relu_p:
             operands = tuple(term for operand in node.operands for term in terms(operand))
             nodes[i] = dataclasses.replace(node, operands=operands)
+
+
+def _fuse_mean(nodes: list[Node], constants: Sequence[tuple[Any, int]]) -> None:
+    """Merge a sum into the multiplication by 1 / size that alone reads it, uncopied, in place."""
+    readers = collections.Counter(p for node in nodes for operand in node.operands for p in operand.producers)
+    known = {number: array for array, number in constants if not isinstance(array, Tracer)}
+    for i, node in enumerate(nodes):
+        if node.primitive is not rules.scale_p:
+            continue
+        (total, *_), (factor, *_) = (operand.producers for operand in node.operands)
+        alone = not node.operands[0].copies and readers[total] == 1
+        if alone and nodes[total].primitive is jax_primitives.reduce_sum_p and factor in known:
+            (summed,), params = nodes[total].operands, dict(nodes[total].params)
+            size = math.prod(summed.shape[axis] for axis in params["axes"])
+            if np.allclose(size * np.asarray(known[factor]), 1, rtol=1e-6, atol=0):
+                axes = tuple(axis - len(summed.shape) for axis in params["axes"])
+                nodes[i] = dataclasses.replace(
+                    node, name="mean", primitive=rules.mean_p, params=(("axes", axes),), operands=(summed,)
+                )
