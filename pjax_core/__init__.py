@@ -1,9 +1,10 @@
 """PJAX: projection as a JAX transformation. Training as a feasibility problem, traced from plain JAX."""
 
 from pjax_core import nn, optim, windows
+from pjax_core.check import ProjectionError, check_projection
 from pjax_core.graph import Graph
 from pjax_core.operators import EXACT, PUBLISHED, Operators
-from pjax_core.rules import defbilinear, defelementwise, defloss, defproj, defshape
+from pjax_core.rules import defbilinear, defelementwise, defloss, defprimitive, defproj, defshape
 from pjax_core.trace import trace
 
 __all__ = [
@@ -11,9 +12,12 @@ __all__ = [
     "PUBLISHED",
     "Graph",
     "Operators",
+    "ProjectionError",
+    "check_projection",
     "defbilinear",
     "defelementwise",
     "defloss",
+    "defprimitive",
     "defproj",
     "defshape",
     "nn",

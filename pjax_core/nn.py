@@ -189,3 +189,19 @@ def margin_loss(logits: Array, y: ArrayLike, margin: float = 1.0) -> Array:
     if not margin > 0:
         raise ValueError(f"margin={margin}: it must be positive")
     return rules.margin_p.bind(logits, _one_hot(logits, y), margin=margin)
+
+
+def squared_error(outputs: Array, targets: ArrayLike) -> Array:
+    """Squared distance per sample; in a projection method its proximal operator.
+
+    Args:
+        outputs: ``(..., features)``.
+        targets: same shape.
+    """
+    targets = jnp.asarray(targets)
+    if targets.shape != outputs.shape or not outputs.ndim:
+        raise ValueError(
+            f"targets of shape {targets.shape} do not fit outputs of shape {outputs.shape}: both (..., features), "
+            "one feature included, and equal"
+        )
+    return rules.squared_error_p.bind(outputs, targets.astype(outputs.dtype))

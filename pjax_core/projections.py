@@ -9,6 +9,7 @@ step 2; 1 is the plain projection): all solve
 and return ``u`` with the output ``f(u)``. Exact up to rounding unless the docstring says otherwise.
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -44,6 +45,13 @@ def project_sum(x: Array, target: Array, weight: ArrayLike = 1, *, axes: tuple[i
     return x + jnp.expand_dims(step, axes), target - step / weight
 
 
+def project_mean(x: Array, target: Array, weight: ArrayLike = 1, *, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    """Project onto the graph of ``mean(x, axes)``: Theorem 5 with coefficients 1 / size."""
+    size = math.prod(x.shape[axis] for axis in axes)
+    x, total = project_sum(x, size * target, weight / size**2, axes=axes)
+    return x, total / size
+
+
 def project_sum_relu(
     operands: Sequence[Array], target: Array, weight: ArrayLike = 1, *, exact: bool = True
 ) -> tuple[tuple[Array, ...], Array]:
@@ -74,6 +82,118 @@ def project_sum_relu(
     flat = flat_distance < slope_distance
     shift = jnp.where(flat, flat_shift, slope_shift)
     return tuple(x + shift for x in operands), jnp.where(flat, 0, slope_output)
+
+
+def project_max(x: Array, target: Array, weight: ArrayLike = 1, *, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    """Project onto the graph of ``max(x, axes)`` (Theorem 8), without a sort.
+
+    A target above the maximum draws the largest entry (the first of equals) to their weighted mean. Below,
+    the output is the root of ``sum_i max(x_i - y, 0) = weight (y - target)`` and the entries above it move
+    to it. Exact: Newton on this convex piecewise-linear function ascends from a lower bound, so the entries
+    above ``y`` only become fewer, and it has arrived when their number stays. A step is one pass over x.
+
+    Args:
+        x: any shape with at least one entry along ``axes``.
+        target, weight: its shape without ``axes``; see the module.
+        axes: the axes of the maximum.
+    """
+    reduced = {axis % x.ndim for axis in axes}
+    top = jnp.max(x, axes)
+    start = (top + weight * target) / (1 + weight)  # the root if the largest entry is alone above it
+
+    def unfinished(carry: tuple[Array, Array, Array]) -> Array:
+        _, count, before = carry
+        return jnp.any(count < before)
+
+    def ascend(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        y, before, _ = carry
+        excess = jnp.maximum(x - jnp.expand_dims(y, axes), 0)
+        count = jnp.sum(excess > 0, axes, jnp.int32)
+        step = (jnp.sum(excess, axes) - weight * (y - target)) / (count + weight)
+        # Rounding must not let the output fall; above the maximum nothing is left to do.
+        return jnp.where(target < top, y + jnp.maximum(step, 0), y), count, before
+
+    size = math.prod(x.shape[axis] for axis in reduced)
+    unknown = jnp.full(top.shape, size + 1, jnp.int32)  # more than any count: two steps at least
+    y = jax.lax.while_loop(unfinished, ascend, (start, unknown, unknown + 1))[0]
+    position = jnp.arange(size).reshape([n if i in reduced else 1 for i, n in enumerate(x.shape)])
+    first = jnp.min(jnp.where(x == jnp.expand_dims(top, axes), position, size), axes, keepdims=True)
+    wide = jnp.expand_dims(y, axes)
+    raised = (position == first) & jnp.expand_dims(target > top, axes)
+    return jnp.where(raised, wide, jnp.minimum(x, wide)), y
+
+
+def project_maximum(x: Array, w: Array, target: Array, weight: ArrayLike = 1) -> tuple[tuple[Array, Array], Array]:
+    """Project onto the graph of ``maximum(x, w)`` element-wise: Theorem 8 for two entries, in closed form."""
+    top = jnp.maximum(x, w)
+    # With one or both entries at the output; both is right exactly where it is the larger.
+    y = jnp.maximum((top + weight * target) / (1 + weight), (x + w + weight * target) / (2 + weight))
+    raised = target > top
+    return (
+        jnp.where(raised & (x >= w), y, jnp.minimum(x, y)),
+        jnp.where(raised & (x < w), y, jnp.minimum(w, y)),
+    ), y
+
+
+def _nearest(
+    x: Array, target: Array, weight: ArrayLike, candidates: Sequence[tuple[Array, Array]]
+) -> tuple[Array, Array]:
+    """Choose the nearest of some points ``(u, y)``, the first of equals."""
+    (u, y), *others = candidates
+    least = (u - x) ** 2 + weight * (y - target) ** 2
+    for other_u, other_y in others:
+        distance = (other_u - x) ** 2 + weight * (other_y - target) ** 2
+        nearer = distance < least
+        u, y = jnp.where(nearer, other_u, u), jnp.where(nearer, other_y, y)
+        least = jnp.minimum(least, distance)
+    return u, y
+
+
+def quantize(x: Array, *, levels: int, scale: float) -> Array:
+    """Nearest of ``levels`` equidistant points from -scale to scale; midpoints go down (Theorem 9).
+
+    Args:
+        x: any shape.
+        levels: number of points, at least 2.
+        scale: the largest point, positive.
+    """
+    if levels < 2 or not scale > 0:
+        raise ValueError(f"quantize to levels={levels} with scale={scale}: at least 2 levels and a positive scale")
+    gap = 2 * scale / (levels - 1)
+    return jnp.clip(jnp.ceil((x + scale) / gap - 0.5), 0, levels - 1) * gap - scale
+
+
+def project_quantize(
+    x: Array, target: Array, weight: ArrayLike = 1, *, levels: int, scale: float
+) -> tuple[Array, Array]:
+    """Project onto the closure of the graph of :func:`quantize` (Theorem 9).
+
+    The graph itself has no nearest point when the best interval is entered through its open end. The
+    answer is then on that end: its output is the level above the value of :func:`quantize` there.
+
+    Exact with 3 candidates instead of k: x's own level costs no movement of x; among the levels above
+    (below), whose near ends lie half a gap below (above) them, the distance is a parabola in the level.
+    """
+    gap = 2 * scale / (levels - 1)
+    centre = x + weight * target
+
+    def candidate(near: Array) -> tuple[Array, Array]:
+        y = quantize(near, levels=levels, scale=scale)
+        low = jnp.where(y > -scale + gap / 2, y - gap / 2, -jnp.inf)
+        high = jnp.where(y < scale - gap / 2, y + gap / 2, jnp.inf)
+        return jnp.clip(x, low, high), y
+
+    vertices = ((centre + side * gap / 2) / (1 + weight) for side in (1, -1))
+    return _nearest(x, target, weight, [candidate(x), *map(candidate, vertices)])
+
+
+def project_sign(x: Array, target: Array, weight: ArrayLike = 1) -> tuple[Array, Array]:
+    """Project onto the closure of the graph of ``sign``: two half-lines that end at x = 0, and the origin.
+
+    At ``x = 0`` the output can be -1 or 1 although ``sign(0) = 0``. Exact.
+    """
+    one, zero = jnp.ones_like(x), jnp.zeros_like(x)
+    return _nearest(x, target, weight, [(jnp.maximum(x, 0), one), (jnp.minimum(x, 0), -one), (zero, zero)])
 
 
 def dot_root(p: Array, q: Array, target: Array, weight: ArrayLike, operators: Operators) -> Array:
@@ -207,3 +327,15 @@ def prox_cross_entropy(x: Array, labels: Array, operators: Operators) -> Array:
 
     start = (x, jnp.full(x.shape[:-1], jnp.inf, x.dtype), jnp.zeros((), jnp.int32))
     return jax.lax.while_loop(unfinished, refine, start)[0]
+
+
+def prox_squared_error(x: Array, targets: Array, operators: Operators) -> Array:
+    """argmin_u  lambda ||u - targets||^2 + 1/2 ||u - x||^2, lambda = ``prox_lambda``: closed form, exact.
+
+    Args:
+        x: outputs, any shape.
+        targets: same shape.
+        operators: for ``prox_lambda`` alone; the same in both presets.
+    """
+    pull = 2 * operators.prox_lambda
+    return (x + pull * targets) / (1 + pull)

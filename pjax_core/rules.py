@@ -180,6 +180,26 @@ def _reduce_sum(
 
 defproj(jax_primitives.reduce_sum_p, _reduce_sum)
 
+
+def _of_one(project: Callable[..., tuple[Array, Array]]) -> Rule:
+    """Make the rule of ``project(x, target, weight, **params)``."""
+
+    def rule(
+        operands: tuple[Array, ...], target: Array, weight: ArrayLike, operators: Operators, **params: Any
+    ) -> tuple[tuple[Array, ...], Array]:
+        del operators
+        x, output = project(*operands, target, weight, **params)
+        return (x,), output
+
+    return rule
+
+
+# Mean (Theorem 5). The trace makes it of a sum and its division by its size; axes count from the last, so
+# that a batch axis in front changes none.
+
+mean_p = defprimitive("mean", lambda x, *, axes: jnp.mean(x, axes))
+defproj(mean_p, _of_one(projections.project_mean))
+
 # Multiplication by a constant. The trace makes it of `mul` and `div`; the constant is not moved.
 
 scale_p = defprimitive("scale", lambda x, factor: x * factor)
@@ -208,6 +228,30 @@ def _sum_relu(
 
 
 defproj(sum_relu_p, _sum_relu)
+
+# Maximum (Theorem 8): over axes, and of two arrays. A constant among the two is an operand like any other:
+# its copies move, and the constant's own node restores them.
+
+
+def _maximum(
+    operands: tuple[Array, ...], target: Array, weight: ArrayLike, operators: Operators
+) -> tuple[tuple[Array, ...], Array]:
+    del operators
+    x, w = operands
+    return projections.project_maximum(x, w, target, weight)
+
+
+defproj(
+    jax_primitives.reduce_max_p,
+    _of_one(lambda x, y, n, *, axes, **_: projections.project_max(x, y, n, axes=axes)),
+)
+defelementwise(jax_primitives.max_p, _maximum)
+
+# Steps: quantisation (Theorem 9) and the sign. Their derivatives are zero; their projections are not.
+
+quantize_p = defprimitive("quantize", projections.quantize)
+defproj(quantize_p, _of_one(projections.project_quantize))
+defproj(jax_primitives.sign_p, _of_one(projections.project_sign))
 
 # Dot products (Theorem 7): every bilinear primitive.
 
@@ -266,7 +310,7 @@ def _ones_mul(a: Array, position: int, other_shape: tuple[int, ...], **params: A
 
 defelementwise(jax_primitives.mul_p, Bilinear(_expand_mul, _ones_mul))
 
-# Losses: the proximal operator of the cross-entropy (Theorem 11), the margin constraint (Theorem 10).
+# Losses: proximal operators of cross-entropy (Theorem 11) and squared error, the margin constraint (Theorem 10).
 
 cross_entropy_p = defprimitive(
     "cross_entropy",
@@ -306,6 +350,19 @@ def _margin(
 
 
 defloss(margin_p, _margin)
+
+squared_error_p = defprimitive("squared_error", lambda x, targets: jnp.sum(jnp.square(x - targets), -1))
+
+
+def _squared_error(
+    operands: tuple[Array, ...], target: None, weight: ArrayLike, operators: Operators
+) -> tuple[tuple[Array, ...], None]:
+    del target, weight
+    x, targets = operands
+    return (projections.prox_squared_error(x, targets, operators), targets), None
+
+
+defloss(squared_error_p, _squared_error)
 
 # Copies. A new one is one line: its transpose is JAX's.
 

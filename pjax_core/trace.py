@@ -10,8 +10,10 @@ The same walk over the equations gives the graph, from shapes, and the forward p
 (:class:`Program`): the values of a recurrence cannot be had from its graph, which has a cycle.
 """
 
+import collections
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -377,7 +379,8 @@ class _Tracer:
     def _node(self, eqn: JaxprEqn, kind: Any, prim: Primitive, inputs: list[Any], params: dict[str, Any]) -> _Value:
         (var,) = eqn.outvars
         dtype = next(x.dtype for x in inputs if isinstance(x, _Value))
-        values = [x if isinstance(x, _Value) else self._constant(jnp.asarray(x, dtype)) for x in inputs]
+        with at_once(*inputs):
+            values = [x if isinstance(x, _Value) else self._constant(jnp.asarray(x, dtype)) for x in inputs]
         if prim in rules.elementwise:
             values = [self._repeat(x, aval(var).shape) for x in values]
         if len({x.dtype for x in values}) > 1:
@@ -454,13 +457,14 @@ class _Tracer:
                 what = "a constant" if not isinstance(value, _Value) else f"shape {value.shape}"
                 raise TypeError(
                     f"the traced function returns something that is not a loss ({what}). Every output "
-                    "must come from nn.cross_entropy or nn.margin_loss, one value per sample"
+                    "must come from a loss of nn (nn.cross_entropy), one value per sample"
                 )
         self.nodes = [
             dataclasses.replace(node, operands=tuple(map(self._operand, inputs)))
             for node, inputs in zip(self.nodes, self.inputs, strict=True)
         ]
         _fuse_sum_relu(self.nodes, self._needed(outputs))
+        _fuse_mean(self.nodes, self._needed(outputs), self.constants)
         needed = self._needed(outputs)
         # A parameter that nobody reads stays, so that the solver returns the tree that it was given.
         kept = [i for i, n in enumerate(self.nodes) if i in needed or n.kind == "parameter"]
@@ -483,13 +487,14 @@ def _shaped(x: Any) -> Any:
     return jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, _Value) else x
 
 
+def _readers(nodes: list[Node], needed: set[int]) -> collections.Counter[int]:
+    """Count the operands that read a node, among those of needed nodes."""
+    return collections.Counter(p for i in needed for operand in nodes[i].operands for p in operand.producers)
+
+
 def _fuse_sum_relu(nodes: list[Node], needed: set[int]) -> None:
     """Merge additions into the ReLU that alone reads them (Theorem 6), in place."""
-    readers = [0] * len(nodes)
-    for number in needed:
-        for operand in nodes[number].operands:
-            for producer in operand.producers:
-                readers[producer] += 1
+    readers = _readers(nodes, needed)
 
     def terms(operand: Operand) -> tuple[Operand, ...]:
         if operand.copies:
@@ -503,3 +508,22 @@ def _fuse_sum_relu(nodes: list[Node], needed: set[int]) -> None:
         if node.primitive is rules.sum_relu_p:
             operands = tuple(term for operand in node.operands for term in terms(operand))
             nodes[i] = dataclasses.replace(node, operands=operands)
+
+
+def _fuse_mean(nodes: list[Node], needed: set[int], constants: Sequence[tuple[Any, int]]) -> None:
+    """Merge a sum into the multiplication by 1 / size that alone reads it, uncopied, in place."""
+    readers = _readers(nodes, needed)
+    known = {number: array for array, number in constants if not isinstance(array, Tracer)}
+    for i, node in enumerate(nodes):
+        if node.primitive is not rules.scale_p:
+            continue
+        (total, *_), (factor, *_) = (operand.producers for operand in node.operands)
+        alone = not node.operands[0].copies and readers[total] == 1
+        if alone and nodes[total].primitive is jax_primitives.reduce_sum_p and factor in known:
+            (summed,), params = nodes[total].operands, dict(nodes[total].params)
+            size = math.prod(summed.shape[axis] for axis in params["axes"])
+            if np.allclose(size * np.asarray(known[factor]), 1, rtol=1e-6, atol=0):
+                axes = tuple(axis - len(summed.shape) for axis in params["axes"])
+                nodes[i] = dataclasses.replace(
+                    node, name="mean", primitive=rules.mean_p, params=(("axes", axes),), operands=(summed,)
+                )

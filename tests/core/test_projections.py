@@ -1,6 +1,7 @@
 """Every registered rule against the definition of a projection, and against slow solutions."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -35,13 +36,26 @@ def _scaled(xs, target, weight, operators):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A rule on batches of small problems: ``value`` is the primitive, ``exact_in`` who claims exactness."""
+    """A rule on batches of small problems.
+
+    ``value`` is the primitive, written apart from it; ``exact_in`` says who claims exactness. Where the value
+    ``jumps``, the nearest point is one of the graph's closure. ``ties`` are operands that can be equal.
+    """
 
     shapes: tuple[tuple[int, ...], ...]
     rule: Callable[..., Any]
     value: Callable[..., Any]
     exact_in: tuple[Operators, ...] = (pjax.EXACT, pjax.PUBLISHED)
-    output: tuple[int, ...] = ()
+    jumps: bool = False
+    ties: bool = True
+
+
+LEVELS = np.linspace(-1.5, 1.5, 4)
+
+
+def _quantized(x):
+    """The nearest level; `argmin` takes the first, the lower, of two."""
+    return jnp.asarray(LEVELS)[jnp.argmin(jnp.abs(x[..., None] - jnp.asarray(LEVELS).reshape([1] * x.ndim + [-1])), -1)]
 
 
 def _registered(prim, **params):
@@ -63,13 +77,20 @@ CASES = {
         _bilinear,
         lambda x, w: (x * w).sum(-1),
         (pjax.EXACT,),
+        ties=False,  # Theorem 7 excludes equal vectors
     ),
     P.mul_p: Case(
         ((1,), (1,)),
         _bilinear,
         lambda x, w: (x * w).sum(-1),
         (pjax.EXACT,),
+        ties=False,  # Theorem 7 excludes equal vectors
     ),
+    rules.mean_p: Case(((4,),), _registered(rules.mean_p, axes=(-1,)), lambda x: x.sum(-1) / 4),
+    P.reduce_max_p: Case(((5,),), _registered(P.reduce_max_p, axes=(1,)), lambda x: x.max(-1)),
+    P.max_p: Case(((), ()), _registered(P.max_p), lambda x, y: jnp.where(x > y, x, y)),
+    rules.quantize_p: Case(((),), _registered(rules.quantize_p, levels=4, scale=1.5), _quantized, jumps=True),
+    P.sign_p: Case(((),), _registered(P.sign_p), lambda x: (x > 0) * 1.0 - (x < 0), jumps=True),
 }
 
 
@@ -83,7 +104,15 @@ def _indicator(x, labels):
     return jnp.where(jnp.all(jnp.where(labels > 0, x >= 1.5, x <= 0), -1), 0, jnp.inf)
 
 
-LOSS_CASES = {rules.cross_entropy_p: (_penalty, {}), rules.margin_p: (_indicator, {"margin": 1.5})}
+def _five_squares(x, targets):
+    return 5 * ((x - targets) ** 2).sum(-1)
+
+
+LOSS_CASES = {
+    rules.cross_entropy_p: (_penalty, {}),
+    rules.margin_p: (_indicator, {"margin": 1.5}),
+    rules.squared_error_p: (_five_squares, {}),
+}
 
 
 def test_every_rule_has_a_case():
@@ -91,53 +120,128 @@ def test_every_rule_has_a_case():
     assert set(LOSS_CASES) == set(rules.loss_rules)
 
 
+def _competitors(xs, answer, objective, data, scale):
+    """Points that could be nearer than the answer: random, and made to be from the input and the answer."""
+    keys = iter(jax.random.split(jax.random.key(6), 200))
+
+    def noisy(us, size):
+        return tuple(u + size * jax.random.normal(next(keys), u.shape) for u in us)
+
+    yield xs
+    yield tuple(map(jnp.zeros_like, xs))
+    yield tuple(-a for a in answer)
+    yield tuple(jnp.roll(a, 1, 0) for a in answer)  # another problem's answer
+    yield answer[::-1]  # swapped operands
+    yield tuple(a[:, ::-1] if a.ndim > 1 else a for a in answer)
+    for t in (-1, -0.01, 0.01, 0.5, 0.99, 2):
+        yield tuple(a + t * (x - a) for a, x in zip(answer, xs, strict=True))
+    for size in (1e-4, 1e-2, 1, scale):
+        for start in (answer, xs):
+            yield from (noisy(start, size) for _ in range(5))
+        for i, a in enumerate(answer):  # one coordinate alone
+            for coordinate in np.eye(a[0].size).reshape(-1, *a.shape[1:]):
+                moves = (a + sign * size * coordinate[None] for sign in (1, -1))
+                yield from ((*answer[:i], move, *answer[i + 1 :]) for move in moves)
+    for start in (xs, noisy(xs, 1), noisy(answer, 0.1), noisy(answer, scale)):
+        yield _descend(start, objective, data)
+
+
+@functools.partial(jax.jit, static_argnames="objective")
+def _descend(start, objective, data):
+    """Gradient descent; every sample takes the best of many step lengths, 0 included."""
+
+    def step(us, _):
+        slopes = jax.grad(lambda us: objective(us, data).sum())(us)
+        along = [tuple(u - t * s for u, s in zip(us, slopes, strict=True)) for t in (0, *np.logspace(-6, 1, 12))]
+        best = jnp.argmin(jnp.stack([objective(vs, data) for vs in along]), 0)
+        return tuple(jnp.stack(vs)[best, jnp.arange(SAMPLES)] for vs in zip(*along, strict=True)), None
+
+    return jax.lax.scan(step, start, length=20)[0]
+
+
+@functools.cache  # one compilation for all scales
+def _proximal(prim):
+    penalty, _ = LOSS_CASES[prim]
+
+    @jax.jit
+    def objective(us, data):
+        (u,), (x, labels) = us, data
+        return penalty(u, labels) + ((u - x) ** 2).sum(-1) / 2
+
+    return objective
+
+
+@functools.cache
+def _distance_on_graph(prim):
+    @jax.jit
+    def objective(us, data):
+        return _distance(us, CASES[prim].value(*us), *data)
+
+    return objective
+
+
+def _distance(us, output, xs, target, weight):
+    flat = [((u - x) ** 2).reshape(SAMPLES, -1).sum(-1) for u, x in zip(us, xs, strict=True)]
+    return sum(flat) + weight * (output - target) ** 2
+
+
 @pytest.mark.parametrize("scale", [0.1, 1, 10, 100])
 @pytest.mark.parametrize("prim", LOSS_CASES, ids=str)
 def test_definition_of_losses(prim, scale):
     """No competitor has a smaller penalty plus half the squared distance; labels stay as they are."""
-    penalty, params = LOSS_CASES[prim]
+    _, params = LOSS_CASES[prim]
     x = scale * jax.random.normal(jax.random.key(0), (SAMPLES, 4))
     labels = jax.nn.one_hot(jnp.arange(SAMPLES) % 4, 4)
     (answer, same), output = rules.loss_rules[prim]((x, labels), None, 1, pjax.EXACT, **params)
     assert output is None
     np.testing.assert_array_equal(same, labels)
 
-    def objective(u):
-        return penalty(u, labels) + ((u - x) ** 2).sum(-1) / 2
-
-    best = objective(answer)
+    objective, data = _proximal(prim), (x, labels)
+    best = objective((answer,), data)
     assert bool(jnp.all(jnp.isfinite(best)))
-    for i, size in enumerate([0, 1e-4, 1e-2, 1, scale] * 4):
-        noise = size * jax.random.normal(jax.random.key(i), x.shape)
-        for other in (answer + noise, x + noise):
-            assert bool(jnp.all(best <= objective(other) * (1 + 1e-12) + 1e-9))
+    for number, us in enumerate(_competitors((x,), (answer,), objective, data, scale)):
+        assert bool(jnp.all(best <= objective(us, data) * (1 + 1e-12) + 1e-9)), number
 
 
-def _squared_distance(xs, ys, output, target, weight):
-    flat = [((a - b) ** 2).reshape(SAMPLES, -1).sum(-1) for a, b in zip(xs, ys, strict=True)]
-    return sum(flat) + weight * (output - target) ** 2
+def _problems(case, scale):
+    """Random operands and targets, and among them equal operands, operands on kinks, points of the graph."""
+    keys = iter(jax.random.split(jax.random.key(5), 10))
+    kind = jnp.arange(SAMPLES) % 4
+    xs = []
+    for shape in case.shapes:
+        x = jax.random.normal(next(keys), (SAMPLES, *shape))
+        rounded = case.ties & (kind % 2 == 1).reshape(-1, *[1] * len(shape))
+        xs.append(jnp.where(rounded, jnp.round(2 * x) / 2, x))
+    target = scale * jax.random.normal(next(keys), (SAMPLES,))
+    return tuple(xs), jnp.where(kind == 2, case.value(*xs), jnp.where(kind == 3, jnp.round(target), target))
+
+
+def _check_on_graph(case, answer, output, scale):
+    """The output is the value or, of a function that jumps, the value on one side of the answer."""
+    if not case.jumps:
+        np.testing.assert_allclose(case.value(*answer), output, atol=1e-9 * scale, rtol=1e-7)
+        return
+    (x,) = answer
+    sides = jnp.stack([case.value(x + side) for side in (0, -1e-9, 1e-9)])
+    np.testing.assert_allclose(jnp.abs(sides - output[None]).min(0), 0, atol=1e-12)
 
 
 @pytest.mark.parametrize("weight", [1, 7.5])
 @pytest.mark.parametrize("scale", [0.1, 1, 10, 100])
 @pytest.mark.parametrize("prim", CASES, ids=str)
 def test_definition(prim, scale, weight):
-    """No point of the graph is nearer than the answer; the competitors include the input itself."""
+    """The answer is on the graph, no competitor on the graph is nearer, and it is its own projection."""
     case = CASES[prim]
-    keys = iter(jax.random.split(jax.random.key(5), 100))
-    xs = tuple(jax.random.normal(next(keys), (SAMPLES, *s)) for s in case.shapes)
-    target = scale * jax.random.normal(next(keys), (SAMPLES,))
+    xs, target = _problems(case, scale)
+
+    objective, data = _distance_on_graph(prim), (xs, target, float(weight))
     for operators in case.exact_in:
         answer, output = case.rule(xs, target, weight, operators)
-        np.testing.assert_allclose(case.value(*answer), output, atol=1e-9 * scale, rtol=1e-7)
-        best = _squared_distance(answer, xs, output, target, weight)
-        competitors = [xs, tuple(map(jnp.zeros_like, xs)), tuple(-a for a in answer)]
-        for size in (1e-4, 1e-2, 1, scale):
-            competitors += [tuple(a + size * jax.random.normal(next(keys), a.shape) for a in answer) for _ in range(5)]
-        for ys in competitors:
-            other = _squared_distance(ys, xs, case.value(*ys), target, weight)
-            assert bool(jnp.all(best <= other * (1 + 1e-9) + 1e-9)), (scale, operators)
-        # A projection is idempotent.
+        _check_on_graph(case, answer, output, scale)
+        best = _distance(answer, output, *data)
+        for number, us in enumerate(_competitors(xs, answer, objective, data, scale)):
+            excess = best - objective(us, data) * (1 + 1e-9)
+            assert float(excess.max()) <= 1e-9, (number, excess.argmax(), operators)
         again, output_again = case.rule(answer, output, weight, operators)
         for a, b in zip((*answer, output), (*again, output_again), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-6 * scale)
@@ -233,6 +337,110 @@ def test_sum_relu_against_a_grid():
         brute = ((u - x) ** 2 + (v - y) ** 2 + (np.maximum(u + v, 0) - target) ** 2).min()
         assert abs(float(ours) - brute) < 0.05
         assert float(ours) <= brute + 1e-12
+
+
+def _sorted_max(x, target, weight):
+    """Theorem 8 as printed: sort, n candidates, the nearest valid one; the weight as so many copies of y0."""
+    order = np.argsort(x, kind="stable")
+    ordered, best = x[order], None
+    for k in range(len(x)):
+        y = (ordered[k:].sum() + weight * target) / (len(x) - k + weight)
+        u = np.where(np.arange(len(x)) >= k, y, ordered)
+        if k and ordered[k - 1] > y:
+            continue
+        distance = ((u - ordered) ** 2).sum() + weight * (y - target) ** 2
+        if best is None or distance < best[0]:
+            best = distance, u[np.argsort(order)], y
+    assert best is not None
+    return best
+
+
+@pytest.mark.parametrize("weight", [1, 7.5])
+@pytest.mark.parametrize("size", [1, 2, 9])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_max_is_theorem_8(dtype, size, weight):
+    """One problem at a time, so that no other keeps its iteration alive."""
+    rng = np.random.default_rng(6)
+    project = jax.jit(lambda x, y: projections.project_max(x, y, weight, axes=(0,)))
+    for i in range(60):
+        x = (rng.normal(size=size) if i % 3 else 2.0 ** -np.arange(size)).astype(dtype)
+        target = np.asarray((0.1, 1, 10, 100)[i % 4] * rng.normal(), dtype)
+        u, y = project(x, target)
+        assert u.dtype == y.dtype == dtype
+        _, expected, output = _sorted_max(x.astype(float), float(target), weight)
+        tolerance = 4 * np.finfo(dtype).eps * (1 + abs(target))
+        np.testing.assert_allclose(u, expected, rtol=0, atol=tolerance * size)
+        np.testing.assert_allclose(y, output, rtol=0, atol=tolerance * size)
+
+
+@pytest.mark.parametrize("axes", [(1,), (0, 2), (2, 0), (-1,), (0, 1, 2)])
+def test_max_over_any_axes_is_max_of_the_flattened(axes):
+    x = jnp.round(2 * jax.random.normal(jax.random.key(0), (3, 4, 5))) / 2
+    kept = [i for i in range(3) if i not in {a % 3 for a in axes}]
+    flat = x.transpose([*kept, *sorted(a % 3 for a in axes)]).reshape(*(x.shape[i] for i in kept), -1)
+    for target in (jnp.full(flat.shape[:-1], -1.0), jnp.max(flat, -1), jnp.full(flat.shape[:-1], 3.0)):
+        u, y = projections.project_max(x, target, axes=axes)
+        v, same = projections.project_max(flat, target, axes=(flat.ndim - 1,))
+        np.testing.assert_allclose(y, same)
+        np.testing.assert_allclose(
+            u.transpose([*kept, *sorted(a % 3 for a in axes)]).reshape(flat.shape), v, rtol=1e-12
+        )
+
+
+def test_max_moves_one_of_equal_entries_up_and_all_of_them_down():
+    x = jnp.array([2.0, 1.0, 2.0, -1.0])
+    up, y = projections.project_max(x, jnp.asarray(5.0), axes=(0,))
+    np.testing.assert_allclose(up, [3.5, 1, 2, -1])
+    assert y == 3.5
+    down, y = projections.project_max(x, jnp.asarray(-1.0), axes=(0,))
+    np.testing.assert_allclose(down, [1, 1, 1, -1])
+    assert y == 1
+    (a, b), y = projections.project_maximum(x[0], x[2], jnp.asarray(5.0))
+    assert (a, b, y) == (3.5, 2, 3.5)
+    assert "sort" not in str(jax.make_jaxpr(lambda x: projections.project_max(x, x[0], axes=(0,)))(x))
+
+
+@pytest.mark.parametrize("weight", [1, 7.5])
+@pytest.mark.parametrize("levels", [2, 3, 64])
+def test_quantize_is_theorem_9(levels, weight):
+    """All k candidates on closed intervals."""
+    alpha = 1.3
+    z = np.linspace(-alpha, alpha, levels)
+    ends = np.concatenate([[-np.inf], (z[1:] + z[:-1]) / 2, [np.inf]])
+    rng = np.random.default_rng(7)
+    x, target = 2 * rng.normal(size=(2, 2000))
+    x[:levels], target[levels : 2 * levels] = ends[:levels].clip(-5), z
+    candidates = np.clip(x[:, None], ends[:-1], ends[1:])
+    least = ((candidates - x[:, None]) ** 2 + weight * (z - target[:, None]) ** 2).min(1)
+    u, y = projections.project_quantize(jnp.asarray(x), jnp.asarray(target), weight, levels=levels, scale=alpha)
+    index = np.abs(np.asarray(y)[:, None] - z).argmin(1)
+    np.testing.assert_allclose(y, z[index], atol=1e-12)
+    assert bool(np.all((u >= ends[index] - 1e-12) & (u <= ends[index + 1] + 1e-12)))
+    np.testing.assert_allclose((u - x) ** 2 + weight * (y - target) ** 2, least, rtol=1e-9, atol=1e-12)
+
+
+def test_quantize_takes_midpoints_down_and_has_no_slope():
+    x = jnp.array([-9, -1, -0.999, 0.5, 1, 1.001, 9])
+    np.testing.assert_allclose(rules.quantize_p.bind(x, levels=3, scale=2.0), [-2, -2, 0, 0, 0, 2, 2])
+    np.testing.assert_array_equal(jax.grad(lambda x: rules.quantize_p.bind(x, levels=3, scale=2.0).sum())(x), 0)
+    for levels, scale in ((1, 1.0), (3, 0.0)):
+        with pytest.raises(ValueError, match="at least 2 levels and a positive scale"):
+            rules.quantize_p.bind(x, levels=levels, scale=scale)
+
+
+def test_steps_enter_an_interval_through_its_open_end():
+    """The nearest point of the closure: x on the boundary, the output of the interval above."""
+    u, y = projections.project_quantize(jnp.asarray(0.9), jnp.asarray(2.0), levels=3, scale=2.0)
+    assert (u, y, projections.quantize(u, levels=3, scale=2.0)) == (1, 2, 0)
+    u, y = projections.project_sign(jnp.asarray(-0.1), jnp.asarray(1.0))
+    assert (u, y, jnp.sign(u)) == (0, 1, 0)
+    assert projections.project_sign(jnp.asarray(0.1), jnp.asarray(0.1)) == (0, 0)
+
+
+def test_squared_error_prox_is_closed_and_the_same_in_both_presets():
+    x, targets = jnp.array([1.0, -2]), jnp.array([3.0, 0])
+    for preset in (pjax.EXACT, pjax.PUBLISHED):
+        np.testing.assert_allclose(projections.prox_squared_error(x, targets, preset), (x + 10 * targets) / 11)
 
 
 def test_margin_is_the_nearest_point_of_its_set():
