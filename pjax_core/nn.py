@@ -2,13 +2,13 @@
 
 import copy
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
@@ -148,17 +148,116 @@ class ReLU(Module):
         return rules.sum_relu_p.bind(*xs, jnp.broadcast_to(self.bias, xs[0].shape))
 
 
+class SkipReadout(Linear):
+    """Linear map of several layers side by side (a readout of all hidden layers); weight ``(sum(widths), out)``."""
+
+    def __init__(self, widths: Sequence[int], out_features: int) -> None:
+        super().__init__(sum(widths), out_features)
+
+    def __call__(self, *xs: Array) -> Array:
+        """Map arrays ``(..., width)`` to ``(..., out_features)``."""
+        return super().__call__(jnp.concatenate(xs, -1))
+
+
+class Conv2D(Module):
+    """Convolution without bias; weight ``(*kernel_shape, in_channels, out_channels)``, He normal.
+
+    Args:
+        in_channels, out_channels: of the images.
+        kernel_shape, strides: (height, width).
+        padding: ``"SAME"``, ``"VALID"`` or ``((top, bottom), (left, right))``; padding adds explicit zeros.
+    """
+
+    weight: Array
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_shape: tuple[int, int] = (3, 3),
+        strides: tuple[int, int] = (1, 1),
+        padding: str | Sequence[tuple[int, int]] = "SAME",
+    ) -> None:
+        super().__init__()
+        self.shape = (*kernel_shape, in_channels, out_channels)
+        self.strides, self.padding = strides, padding
+
+    def parameters(self, key: Array) -> dict[str, Array]:
+        """He-normal weight: variance 2 / (height * width * in_channels)."""
+        return {"weight": jax.nn.initializers.he_normal()(key, self.shape)}
+
+    def __call__(self, x: Array) -> Array:
+        """Map images ``(..., height, width, in_channels)`` to ``(..., height, width, out_channels)``."""
+        if x.ndim < 3 or x.shape[-1] != self.shape[2]:
+            raise ValueError(f"Conv2D takes images (..., height, width, {self.shape[2]}); it got shape {x.shape}")
+        images = x.reshape(-1, *x.shape[-3:])
+        layout = ("NHWC", "HWIO", "NHWC")
+        out = lax.conv_general_dilated(images, self.weight, self.strides, self.padding, dimension_numbers=layout)
+        return out.reshape(*x.shape[:-3], *out.shape[1:])
+
+
+class MaxPool(Module):
+    """Maximum over space."""
+
+    def __call__(self, x: Array) -> Array:
+        """Map images ``(..., height, width, channels)`` to ``(..., channels)``."""
+        return jnp.max(x, (-3, -2))
+
+
+class Embedding(Module):
+    """A vector for every token; weight ``(num_embeddings, features)``, He normal."""
+
+    weight: Array
+
+    def __init__(self, num_embeddings: int, features: int) -> None:
+        super().__init__()
+        self.num_embeddings, self.features = num_embeddings, features
+
+    def parameters(self, key: Array) -> dict[str, Array]:
+        """He-normal weight, as of a linear map of one-hot tokens."""
+        return {"weight": jax.nn.initializers.he_normal()(key, (self.num_embeddings, self.features))}
+
+    def __call__(self, tokens: ArrayLike) -> Array:
+        """Map integers ``(...)`` to ``(..., features)``."""
+        tokens = jnp.asarray(tokens)
+        if not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise TypeError(f"Embedding takes integer tokens; it got {tokens.dtype}")
+        _check_range("tokens", tokens, self.num_embeddings, "embeddings")
+        return self.weight[tokens]
+
+
+class Quantize(Module):
+    """Nearest of equidistant levels (Theorem 9); two levels are a sign activation.
+
+    Args:
+        levels: how many, at least 2.
+        scale: the largest level, positive; the smallest is its negative.
+    """
+
+    def __init__(self, levels: int, scale: float = 1.0) -> None:
+        super().__init__()
+        self.levels, self.scale = levels, scale
+
+    def __call__(self, x: Array) -> Array:
+        """Map element-wise."""
+        return rules.quantize_p.bind(x, levels=self.levels, scale=self.scale)
+
+
+def _check_range(what: str, numbers: Array, count: int, of: str) -> None:
+    """Refuse numbers outside 0 to count - 1, where they are known."""
+    if numbers.size and not isinstance(numbers, Tracer):
+        known = np.asarray(numbers)  # NumPy, because JAX would trace the comparison
+        if known.min() < 0 or known.max() >= count:
+            raise ValueError(
+                f"{what} from {known.min()} to {known.max()} for {count} {of}: they lie in 0 to {count - 1}"
+            )
+
+
 def _one_hot(logits: Array, y: ArrayLike) -> Array:
     """Labels as a distribution over the last axis of the logits."""
     y = jnp.asarray(y)
     if jnp.issubdtype(y.dtype, jnp.integer) and y.shape == logits.shape[:-1]:
-        if y.size and not isinstance(y, Tracer):
-            known = np.asarray(y)  # NumPy, because JAX would trace the comparison
-            if known.min() < 0 or known.max() >= logits.shape[-1]:
-                raise ValueError(
-                    f"labels from {known.min()} to {known.max()} for {logits.shape[-1]} classes: they lie in "
-                    f"0 to {logits.shape[-1] - 1}"
-                )
+        _check_range("labels", y, logits.shape[-1], "classes")
         return jax.nn.one_hot(y, logits.shape[-1], dtype=logits.dtype)
     if y.shape == logits.shape:
         return y.astype(logits.dtype)

@@ -15,7 +15,7 @@ from jax.extend.core import primitives as jax_primitives
 from pjax_core.rules import Bilinear, defbilinear, defcomp
 
 
-def _windows(x: Array, sizes: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> list[Array]:
+def windows(x: Array, sizes: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> list[Array]:
     """Slices of an array, one per position in a window that slides over its last axes."""
     sizes = (1,) * (x.ndim - len(sizes)) + tuple(sizes)
     strides = (1,) * (x.ndim - len(strides)) + tuple(strides)
@@ -36,7 +36,7 @@ def _expand_conv(
 ) -> tuple[Array, Array]:
     del params
     x, w = x.transpose(dimension_numbers.lhs_spec), w.transpose(dimension_numbers.rhs_spec)
-    patches = jnp.stack(_windows(x, w.shape[2:], window_strides, rhs_dilation), -1)
+    patches = jnp.stack(windows(x, w.shape[2:], window_strides, rhs_dilation), -1)
     patches = jnp.moveaxis(patches, 1, -2).reshape(patches.shape[0], 1, *patches.shape[2:-1], -1)
     w = w.reshape(1, w.shape[0], *(1,) * (w.ndim - 2), -1)
     full = (*np.broadcast_shapes(patches.shape[:-1], w.shape[:-1]), w.shape[-1])
@@ -58,7 +58,7 @@ def _ones_conv(
     if position == 0:
         a = jnp.sum(a.transpose(dimension_numbers.lhs_spec), 1, keepdims=True)
         sizes = [other_shape[i] for i in dimension_numbers.rhs_spec[2:]]
-        found = sum(_windows(a, sizes, window_strides, rhs_dilation))
+        found = sum(windows(a, sizes, window_strides, rhs_dilation))
     else:
         a = a.transpose(dimension_numbers.rhs_spec)
         found = jnp.sum(a, tuple(range(1, a.ndim))).reshape(1, -1, *(1,) * (a.ndim - 2))
@@ -106,7 +106,7 @@ def _pool(reduce: Callable[..., Array], *, zeros: bool) -> Callable[..., Callabl
         def pool(x: Array) -> Array:
             config = [(*pads, gap - 1) for pads, gap in zip(padding, base_dilation, strict=True)]
             x = lax.pad(x, jnp.zeros((), x.dtype), config)
-            return reduce(jnp.stack(_windows(x, window_dimensions, window_strides, window_dilation)), 0)
+            return reduce(jnp.stack(windows(x, window_dimensions, window_strides, window_dilation)), 0)
 
         return pool
 

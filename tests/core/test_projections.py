@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+from jax import lax
 from jax.extend.core import primitives as P
 
 import pjax_core as pjax
@@ -21,9 +22,29 @@ pytestmark = pytest.mark.usefixtures("x64")
 SAMPLES = 200
 
 
-def _bilinear(xs, target, weight, operators):
-    x, w, output, _ = projections.project_dot(xs[0], xs[1], target, weight, operators)
-    return (x, w), output
+def _bilinear(fun, *shapes):
+    """The registered copies of operands with one output, one of each, projected as the engine does."""
+
+    def expand(x, w):
+        (eqn,) = jax.make_jaxpr(fun)(x, w).eqns
+        return rules.bilinear_rules[eqn.primitive].expand(x, w, **eqn.params)
+
+    def rule(xs, target, weight, operators):
+        copies = jax.vmap(expand)(*xs)
+        x, w = (a.reshape(SAMPLES, -1) for a in copies)
+        x, w, output, _ = projections.project_dot(x, w, target, weight, operators)
+        projected = tuple(a.reshape(c.shape) for a, c in zip((x, w), copies, strict=True))
+        (answer,) = jax.linear_transpose(lambda xs: jax.vmap(expand)(*xs), xs)(projected)
+        return answer, output
+
+    def value(x, w):
+        return jax.vmap(fun)(x, w).reshape(SAMPLES)
+
+    return Case(shapes, rule, value, (pjax.EXACT,), ties=False)  # Theorem 7 excludes equal vectors
+
+
+def _convolution(x, w):
+    return lax.conv_general_dilated(x, w, (1,), "VALID")
 
 
 def _scaled(xs, target, weight, operators):
@@ -72,20 +93,9 @@ CASES = {
         ((), (), ()), _registered(rules.sum_relu_p), lambda *xs: jnp.maximum(sum(xs), 0), (pjax.EXACT,)
     ),
     rules.scale_p: Case(((),), lambda xs, y, n, ops: _scaled(xs, y, n, ops), lambda x: -2.5 * x),
-    P.dot_general_p: Case(
-        ((6,), (6,)),
-        _bilinear,
-        lambda x, w: (x * w).sum(-1),
-        (pjax.EXACT,),
-        ties=False,  # Theorem 7 excludes equal vectors
-    ),
-    P.mul_p: Case(
-        ((1,), (1,)),
-        _bilinear,
-        lambda x, w: (x * w).sum(-1),
-        (pjax.EXACT,),
-        ties=False,  # Theorem 7 excludes equal vectors
-    ),
+    P.dot_general_p: _bilinear(lax.dot, (6,), (6,)),
+    P.mul_p: _bilinear(lax.mul, (), ()),
+    P.conv_general_dilated_p: _bilinear(_convolution, (1, 2, 4), (1, 2, 4)),
     rules.mean_p: Case(((4,),), _registered(rules.mean_p, axes=(-1,)), lambda x: x.sum(-1) / 4),
     P.reduce_max_p: Case(((5,),), _registered(P.reduce_max_p, axes=(1,)), lambda x: x.max(-1)),
     P.max_p: Case(((), ()), _registered(P.max_p), lambda x, y: jnp.where(x > y, x, y)),

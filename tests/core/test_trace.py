@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from jax.extend.core import primitives as P
 
 import pjax_core as pjax
@@ -204,10 +205,64 @@ def test_labels_out_of_range(labels):
         nn.cross_entropy(jnp.ones((4, 2)), jnp.array(labels))
 
 
+@pytest.mark.usefixtures("x64")
 def test_two_dtypes_of_parameters_are_refused():
-    params = {"w": W, "v": jnp.ones((2, 2), jnp.float16)}
-    with pytest.raises(TypeError, match=r"mixes dtypes \(float32, float16\)"):
-        pjax.trace(lambda p: nn.cross_entropy(jnp.matmul(X @ p["w"], p["v"]), Y), params)
+    params = {"w": W, "v": jnp.ones((2, 2), jnp.float64)}
+    with pytest.raises(TypeError, match=r"mixes dtypes \(float32, float64\)"):
+        pjax.trace(lambda p: nn.cross_entropy(lax.dot(X @ p["w"], p["v"]), Y), params)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_refused(dtype):
+    with pytest.raises(TypeError, match=f"parameter 'w' has dtype {jnp.dtype(dtype).name}.*use float32 or float64"):
+        pjax.trace(lambda p: nn.cross_entropy(X.astype(dtype) @ p["w"], Y), {"w": W.astype(dtype)})
+
+
+def test_what_no_loss_needs_is_neither_traced_nor_counted():
+    def loss_fn(p):
+        h = X @ p["w"] + p["b"]
+        _ = jnp.sin(h), h * 2.0  # a metric, say
+        return nn.cross_entropy(jnp.maximum(h, 0), Y)
+
+    graph = pjax.trace(loss_fn, {"w": W, "b": jnp.zeros((4, 2))})
+    assert _names(graph) == ["dot_general", "sum_relu", "cross_entropy"]
+
+
+INDEXED = {
+    "gather": lambda h: h[jnp.array([3, 2, 2, 0])],
+    "take": lambda h: jnp.take(h, jnp.array([1, 1, 0, 3]), axis=0),
+    "dynamic_slice": lambda h: lax.dynamic_slice(h, (jnp.int32(1), jnp.int32(0)), (2, 2)),
+    "after a ReLU": lambda h: jnp.maximum(h, 0)[jnp.array([0, 2])],
+}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("operators", [pjax.EXACT, pjax.Operators(weighted=True)])
+@pytest.mark.parametrize("name", INDEXED)
+def test_hidden_values_can_be_indexed(name, operators):
+    """By known indices and, under an outer jit, by unknown ones; rows that nobody takes count in no mean."""
+    start = jax.random.normal(jax.random.key(0), (3, 2))
+    x = jax.random.normal(jax.random.key(1), (4, 3), start.dtype)
+    rows = INDEXED[name](jnp.arange(8.0).reshape(4, 2))[:, 0] // 2 if name != "after a ReLU" else jnp.array([0, 2])
+
+    def loss_fn(p):
+        out = INDEXED[name](x @ p)
+        return nn.cross_entropy(out, Y[: len(out)])
+
+    def before(p):
+        out = x[rows.astype(int)] @ p
+        return nn.cross_entropy(jnp.maximum(out, 0) if name == "after a ReLU" else out, Y[: len(rows)])
+
+    for method in (optim.AlternatingProjections, optim.DouglasRachford):
+        a, b = (method(5, operators, r).update(loss_fn, start).params for r in ("auto", "edges"))
+        np.testing.assert_allclose(a, b, rtol=1e-9)
+        jitted = jax.jit(lambda p, m=method: m(5, operators).update(loss_fn, p).params)(start)
+        np.testing.assert_allclose(a, jitted, rtol=1e-9)
+    if len(set(rows.tolist())) == len(rows):
+        same = optim.AlternatingProjections(5, operators).update(before, start).params
+        np.testing.assert_allclose(
+            optim.AlternatingProjections(5, operators).update(loss_fn, start).params, same, rtol=1e-9
+        )
 
 
 @pytest.mark.parametrize("xs", [(jnp.ones((4, 2)), jnp.ones((1, 2))), (jnp.ones((4, 2), jnp.float16),), (X,)])
