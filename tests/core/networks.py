@@ -78,7 +78,7 @@ def relative_error(params, reference, start) -> float:
     )
 
 
-# The zoo: one small network per kind of architecture. Every function of it returns a loss function and parameters.
+# The zoo: one small network per kind of architecture.
 
 
 class CNN(nn.Module):
@@ -115,7 +115,7 @@ class RNN(nn.Module):
         logits, raw = jnp.split(self.out(hidden), [self.tokens], -1)
         return jax.nn.relu(raw), logits
 
-    def __call__(self, tokens, *, unroll=False, reverse=False):
+    def __call__(self, tokens, reverse=False, unroll=False):
         """Map tokens ``(time, batch)`` to logits ``(time, batch, tokens)``."""
         h = jnp.zeros((tokens.shape[1], self.state), self.relu.bias.dtype)
         if not unroll:
@@ -127,11 +127,11 @@ class RNN(nn.Module):
 
 
 class QuantizedMLP(nn.Module):
-    """One hidden layer whose values are rounded to five levels."""
+    """One hidden layer whose values are rounded to nine levels."""
 
     def __init__(self, features, hidden, classes):
         super().__init__()
-        self.linear, self.quantize, self.out = nn.Linear(features, hidden), nn.Quantize(5), nn.Linear(hidden, classes)
+        self.linear, self.quantize, self.out = nn.Linear(features, hidden), nn.Quantize(9), nn.Linear(hidden, classes)
 
     def __call__(self, x):
         return self.out(self.quantize(self.linear(x)))
@@ -163,10 +163,10 @@ def initial(model, dtype):
     return {k: jnp.asarray(noise[k] if k.endswith("bias") else a, dtype) for k, a in params.items()}
 
 
-def _classifier(model, shape, classes, batch=8):
+def images(shape, classes, batch=8):
+    """Blobs ``(batch, *shape)`` and their classes."""
     x, y = blobs(batch, int(np.prod(shape)), classes)
-    images = x.reshape(batch, *shape)
-    return (lambda p: nn.cross_entropy(model.apply(p, images), y)), initial(model, x.dtype)
+    return x.reshape(batch, *shape), y
 
 
 def sentences(steps, batch, tokens):
@@ -175,18 +175,18 @@ def sentences(steps, batch, tokens):
     return jnp.asarray(walk[:-1]), jnp.asarray(walk[1:])
 
 
-def _rnn():
-    model = RNN(tokens=5, features=4, hidden=6, state=4)
-    x, y = sentences(4, 6, 5)
-    return (lambda p: nn.cross_entropy(model.apply(p, x), y)), initial(model, jnp.zeros(()).dtype)
-
-
-ZOO = {
-    "MLP": lambda: _classifier(MLP((6, 8, 7, 3)), (6,), 3),
-    "MLP, skip": lambda: _classifier(MLP((6, 8, 7, 3), skip=True), (6,), 3),
-    "CNN": lambda: _classifier(CNN(2, 4, 3), (5, 5, 2), 3),
-    "CNN, skip": lambda: _classifier(CNN(2, 4, 3, skip=True), (5, 5, 2), 3),
-    "RNN": _rnn,
-    "quantised MLP": lambda: _classifier(QuantizedMLP(6, 8, 3), (6,), 3),
-    "residual": lambda: _classifier(ResidualMLP(6, 8, 3, blocks=1), (6,), 3),
+ZOO = {  # model and data
+    "MLP": lambda: (MLP((6, 8, 7, 3)), *images((6,), 3)),
+    "MLP, skip": lambda: (MLP((6, 8, 7, 3), skip=True), *images((6,), 3)),
+    "CNN": lambda: (CNN(2, 4, 3), *images((5, 5, 2), 3)),
+    "CNN, skip": lambda: (CNN(2, 4, 3, skip=True), *images((5, 5, 2), 3)),
+    "RNN": lambda: (RNN(tokens=5, features=4, hidden=6, state=4), *sentences(4, 8, 5)),
+    "quantised MLP": lambda: (QuantizedMLP(6, 8, 3), *images((6,), 3)),
+    "residual": lambda: (ResidualMLP(6, 8, 3, blocks=1), *images((6,), 3)),
 }
+
+
+def zoo(name):
+    """Loss function and parameters of a network of the zoo, in the precision of the day."""
+    model, x, y = ZOO[name]()
+    return (lambda p: nn.cross_entropy(model.apply(p, x), y)), initial(model, jnp.zeros(()).dtype)
