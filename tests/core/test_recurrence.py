@@ -342,10 +342,12 @@ def test_no_step_is_refused():
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("method", "representation"), [(AP, "edges"), (AP, "consensus"), (DR, "edges"), (DR, "history")])
+@pytest.mark.parametrize(
+    ("method", "representation"), [(AP, "edges"), (AP, "consensus"), (DR, "edges"), (DR, "history")]
+)
 def test_what_only_dropped_copies_read_is_not_in_the_graph(method, representation):
     """A node whose whole value is stacked with others and sliced away counts in no mean."""
-    x, y, h, start = _data()
+    x, y, _, start = _data()
 
     def loss_fn(p, steps):
         outputs = [jax.nn.relu(x[t] @ p["u"]) @ p["o"] for t in range(steps)]
