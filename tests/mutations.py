@@ -144,7 +144,7 @@ DEFECTS = (
         "history.py",
         ".at[0].add(jnp.sum(c[:drop], 0))",
         ".at[-1].add(jnp.sum(c[:drop], 0))",
-        ("test_methods.py::test_a_window_of_two_stays_within_its_bound",),
+        ("test_methods.py::test_the_oldest_coefficient_is_folded_into_the_next_oldest_slot",),
     ),
     Defect(
         "consumers averaged without their numbers of copies",

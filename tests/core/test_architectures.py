@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +21,16 @@ ROOT = Path(__file__).resolve().parents[2]
 AP, CP, DR = optim.AlternatingProjections, optim.CyclicProjections, optim.DouglasRachford
 STEPS = 20
 
-# Method -> how to make it, and a window of history that holds everything; none where consensus is exact.
+# Method -> how to make it, and how many consensus values a step adds to history; none where consensus is exact.
 METHODS = {
     "AP": (AP, None),
     "CP": (CP, None),
-    "DR": (DR, STEPS + 1),
-    "relaxed DR": (functools.partial(DR, relaxation=0.3), STEPS + 1),
-    "alternating reflections": (functools.partial(DR, relaxation=1.0), STEPS + 1),
-    "DM": (optim.DifferenceMap, 2 * STEPS + 1),
-    "DM 0.7": (functools.partial(optim.DifferenceMap, beta=0.7), 2 * STEPS + 1),
-    "cyclic DR": (optim.CyclicDouglasRachford, 2 * STEPS + 1),
+    "DR": (DR, 1),
+    "relaxed DR": (functools.partial(DR, relaxation=0.3), 1),
+    "alternating reflections": (functools.partial(DR, relaxation=1.0), 1),
+    "DM": (optim.DifferenceMap, 2),
+    "DM 0.7": (functools.partial(optim.DifferenceMap, beta=0.7), 2),
+    "cyclic DR": (optim.CyclicDouglasRachford, 2),
 }
 
 
@@ -41,18 +42,32 @@ def _quick_to_compile():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def _method(name, *, edges):
-    make, window = METHODS[name]
+@pytest.fixture(autouse=True)
+def _forget_programs():
+    """Dozens of large programs in one process exhaust its memory mappings."""
+    yield
+    jax.clear_caches()
+
+
+def _steps(network, method):
+    """20; fewer where history would hold 41 values, which takes half a minute to compile."""
+    return 6 if METHODS[method][1] == 2 and network != "quantised MLP" else STEPS
+
+
+def _method(name, steps, *, edges):
+    make, values = METHODS[name]
     if edges:
-        return make(STEPS, representation="edges")
-    return make(STEPS, representation="history", window=window) if window else make(STEPS, representation="consensus")
+        return make(steps, representation="edges")
+    if values is None:
+        return make(steps, representation="consensus")
+    return make(steps, representation="history", window=values * steps + 1)
 
 
 @functools.cache
 def _trained(network, method, *, edges):
     """Parameters after one update in float64."""
     with jax.enable_x64(True):
-        return _method(method, edges=edges).update(*zoo(network)).params
+        return _method(method, _steps(network, method), edges=edges).update(*zoo(network)).params
 
 
 @pytest.mark.usefixtures("x64")
@@ -69,7 +84,7 @@ def test_every_representation_equals_edges(network, method):
 def test_float32_stays_near_float64(network, method):
     """Within 1e-4 of the way that an array moved plus 64 roundings of its largest entry."""
     _, start = zoo(network)
-    single = _method(method, edges=method == "DR").update(*zoo(network)).params
+    single = _method(method, STEPS, edges=method == "DR").update(*zoo(network)).params
     double = _trained(network, method, edges=method == "DR")
     for k in start:
         error, way = (np.abs(np.asarray(a, float) - np.asarray(double[k])).max() for a in (single[k], start[k]))
@@ -124,9 +139,11 @@ def _diagnostics(method, loss_fn, params):
 @pytest.mark.parametrize("make", [AP, DR], ids=["AP", "DR"])
 def test_diagnostics_are_the_same_in_every_representation(network, make):
     loss_fn, start = zoo(network)
-    fast = {"representation": "consensus"} if make is AP else {"representation": "history", "window": 10}
+    fast: dict[str, Any] = (
+        {"representation": "consensus"} if make is AP else {"representation": "history", "window": 10}
+    )
     found, expected = (
-        _diagnostics(make(8, **options), loss_fn, start) for options in (fast, {"representation": "edges"})
+        _diagnostics(method, loss_fn, start) for method in (make(8, **fast), make(8, representation="edges"))
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9), found, expected)
     assert float(expected.residual) > 1e-3
@@ -227,7 +244,7 @@ def test_the_papers_recurrent_network_compiles_independently_of_its_length(make)
     model = RNN(tokens=65, features=256, hidden=256, state=256)
     start = initial(model, jnp.float32)
     jax.config.update("jax_disable_most_optimizations", False)
-    lines, compiling = [], []
+    lines, compiling = set(), []
     for steps in (64, 256):
         x, y = sentences(steps, 256, 65)
         times = []
@@ -242,8 +259,8 @@ def test_the_papers_recurrent_network_compiles_independently_of_its_length(make)
             lowered.compile()
             times.append(time.process_time() - middle)
             assert time.perf_counter() - begin < 30
-        lines.append(lowered.as_text().count("\n"))
+            lines.add(lowered.as_text().count("\n"))
         compiling.append(min(times))
     jax.config.update("jax_disable_most_optimizations", True)
-    assert lines[0] == lines[1]
+    assert len(lines) == 1
     assert compiling[1] < 1.3 * compiling[0], compiling

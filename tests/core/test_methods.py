@@ -80,6 +80,25 @@ def test_a_window_of_two_stays_within_its_bound(sizes, skip, operators):
     assert relative_error(windowed, edges, start) < 1e-3
 
 
+@pytest.mark.usefixtures("x64")
+def test_the_oldest_coefficient_is_folded_into_the_next_oldest_slot():
+    loss_fn, start = network((12, 64, 5), skip=False)
+    graph, program, captured, constants, indices = trace_with_arrays(loss_fn, start)
+    values = graph.values(program.values(captured, jax.tree.leaves(start)), constants, indices)
+    history = DR(representation="history", window=2)
+    holders = Problem(graph, values, indices, pjax.EXACT, graph.sides, history.hold).holders
+    weight = next(n for n in graph.numbers("parameter") if graph.nodes[n].name == "out.weight")
+    ((node, position),) = graph.consumers[weight]
+    holder = holders[node]
+    assert isinstance(holder, History)
+    z = holder.start(values, frozenset())
+    for scale in (2, 3):
+        term = holder.write(z, {p: scale * values[p] for p in graph.nodes[node].producers()})
+        z = holder.settle(holder.combine([(0.5, z), (0.3, term)]))
+    # 0.25 of the start, 0.15 of the first, 0.3 of the second: the window holds the last two.
+    np.testing.assert_allclose(holder.mean(z, position, weight), (2 * (0.25 + 0.15) + 3 * 0.3) * start["out.weight"])
+
+
 def test_folding_never_makes_an_impossible_state():
     """Narrow layers have large roots, where a truncated past is far from edges; it must still train."""
     x, y = blobs(64, 6, 5)
