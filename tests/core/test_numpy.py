@@ -12,7 +12,7 @@ from jax import lax
 import pjax_core as pjax
 from pjax_core import nn, optim
 from pjax_core import numpy as pjax_numpy
-from tests.core.networks import relative_error
+from tests.core.networks import patches, relative_error
 
 INDICES = np.array([2, 0, 2])
 PADS = ((0, 0), (1, 0), (2, 1))
@@ -25,19 +25,6 @@ class Case(NamedTuple):
     expected: Callable[..., Any]  # of NumPy arrays
     shapes: tuple[tuple[int, ...], ...]
     constraint: str | None = None  # a copy has none
-
-
-def patches(x: np.ndarray, kernel_shape: tuple[int, int], strides: tuple[int, int] = (1, 1)) -> np.ndarray:
-    """One number at a time: image, row, column, position in the window, channel."""
-    *lead, height, width, channels = x.shape
-    (kernel_height, kernel_width), (down, right) = kernel_shape, strides
-    images = x.reshape(-1, height, width, channels)
-    rows, columns = (height - kernel_height) // down + 1, (width - kernel_width) // right + 1
-    out = np.zeros((len(images), rows, columns, kernel_height * kernel_width * channels))
-    for n, row, column in np.ndindex(out.shape[:-1]):
-        for k, (i, j, c) in enumerate(np.ndindex(kernel_height, kernel_width, channels)):
-            out[n, row, column, k] = images[n, row * down + i, column * right + j, c]
-    return out.reshape(*lead, *out.shape[1:])
 
 
 def nearest_level(x: np.ndarray, levels: int, scale: float) -> np.ndarray:
