@@ -219,11 +219,11 @@ class Embedding(Module):
 
     def __call__(self, tokens: ArrayLike) -> Array:
         """Map integers ``(...)`` to ``(..., features)``."""
-        tokens = jnp.asarray(tokens)
-        if not jnp.issubdtype(tokens.dtype, jnp.integer):
-            raise TypeError(f"Embedding takes integer tokens; it got {tokens.dtype}")
+        indices = jnp.asarray(tokens)
+        if not jnp.issubdtype(indices.dtype, jnp.integer):
+            raise TypeError(f"Embedding takes integer tokens; it got {indices.dtype}")
         _check_range("tokens", tokens, self.num_embeddings, "embeddings")
-        return self.weight[tokens]
+        return self.weight[indices]
 
 
 class Quantize(Module):
@@ -243,11 +243,11 @@ class Quantize(Module):
         return rules.quantize_p.bind(x, levels=self.levels, scale=self.scale)
 
 
-def _check_range(what: str, numbers: Array, count: int, of: str) -> None:
-    """Refuse numbers outside 0 to count - 1, where they are known."""
-    if numbers.size and not isinstance(numbers, Tracer):
-        known = np.asarray(numbers)  # NumPy, because JAX would trace the comparison
-        if known.min() < 0 or known.max() >= count:
+def _check_range(what: str, numbers: ArrayLike, count: int, of: str) -> None:
+    """Refuse numbers outside 0 to count - 1, where they are known: as they were given, JAX would trace them."""
+    if not isinstance(numbers, Tracer):
+        known = np.asarray(numbers)
+        if known.size and (known.min() < 0 or known.max() >= count):
             raise ValueError(
                 f"{what} from {known.min()} to {known.max()} for {count} {of}: they lie in 0 to {count - 1}"
             )
@@ -255,9 +255,9 @@ def _check_range(what: str, numbers: Array, count: int, of: str) -> None:
 
 def _one_hot(logits: Array, y: ArrayLike) -> Array:
     """Labels as a distribution over the last axis of the logits."""
-    y = jnp.asarray(y)
+    given, y = y, jnp.asarray(y)
     if jnp.issubdtype(y.dtype, jnp.integer) and y.shape == logits.shape[:-1]:
-        _check_range("labels", y, logits.shape[-1], "classes")
+        _check_range("labels", given, logits.shape[-1], "classes")
         return jax.nn.one_hot(y, logits.shape[-1], dtype=logits.dtype)
     if y.shape == logits.shape:
         return y.astype(logits.dtype)
