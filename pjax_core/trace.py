@@ -23,6 +23,7 @@ from jax.core import Tracer
 from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
 from jax.extend.core import primitives as jax_primitives
+from jax.sharding import AxisType
 
 from pjax_core import rules
 from pjax_core.bipartite import make_bipartite
@@ -95,6 +96,12 @@ def trace_with_arrays(fun: Callable[[Params], Any], params: Params) -> Trace:
                 "step; use float32 or float64 parameters"
             )
     closed = jax.make_jaxpr(fun)(params)
+    for array in [*closed.consts, *(leaf for _, leaf in leaves)]:
+        if AxisType.Explicit in jax.typeof(array).sharding.mesh.axis_types:
+            raise TypeError(
+                f"an array of shape {np.shape(array)} is sharded over explicit mesh axes; make the mesh with "
+                "axis_types=(jax.sharding.AxisType.Auto, ...), so that the compiler shards what is in between"
+            )
     tracer = JaxprTracer()
     arguments = [tracer.parameter(_path_name(path), leaf) for path, leaf in leaves]
     outputs = tracer.run(closed.jaxpr, closed.consts, arguments, [True] * len(closed.jaxpr.outvars))
