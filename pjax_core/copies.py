@@ -110,7 +110,7 @@ class Site:
         copies = copies if self.dots else self._living_operand(copies)
         counts = self.counts[position]
         return {
-            p: s / (counts[p] if isinstance(counts[p], int) else jnp.maximum(counts[p], 1))
+            p: s / (max(counts[p], 1) if isinstance(counts[p], int) else jnp.maximum(counts[p], 1))
             for p, s in self.gather(position, copies, self._indices).items()
         }
 

@@ -91,7 +91,7 @@ class Problem:
             before = dict(masks)
             for number in reversed(graph.numbers("constraint", "loss")):
                 if all(reader in self._sites for reader, _ in graph.consumers[number]):
-                    masks[number] = _mask(self._fan_out(number)) if graph.nodes[number].kind != "loss" else None
+                    masks[number] = self._mask(number) if graph.nodes[number].kind != "loss" else None
                 producers = {p: graph.nodes[p] for p in graph.nodes[number].producers()}
                 self._sites[number] = Site(
                     graph.nodes[number],
@@ -127,7 +127,7 @@ class Problem:
             mean = readers[0][0]
         else:
             mean = sum(mean * count for mean, count in readers) / jnp.maximum(weight, 1)
-        return mean if isinstance(weight, int) else jnp.where(weight > 0, mean, self._values[number])
+        return mean if isinstance(weight, int) and weight else jnp.where(weight > 0, mean, self._values[number])
 
     def project(self, numbers: Collection[int], z: State) -> State:
         """Project onto the constraints of nodes no two of which share an edge.
@@ -165,6 +165,16 @@ class Problem:
         counts = [self._sites[reader].counts[i][number] for reader, i in self.graph.consumers[number]]
         with at_once(*counts):
             return sum(counts)
+
+    def _mask(self, number: int) -> Array | None:
+        """1 where an element of a node has readers, else 0; ``None`` where all are known to have some."""
+        readers, node = self._fan_out(number), self.graph.nodes[number]
+        if not isinstance(readers, Tracer) and np.all(np.asarray(readers) > 0):
+            return None
+        with at_once(readers):
+            if isinstance(readers, int):
+                return jnp.zeros((1,) * len(node.shape), node.dtype)  # all that read it drop it
+            return (readers > 0).astype(readers.dtype)
 
     def start(self) -> State:
         """Copies of the forward pass, ready for the first of a cycle of projections."""
@@ -241,14 +251,6 @@ class Problem:
         """Values of the nodes that a stack is made of, by origin."""
         origins = self.graph.nodes[number].origins
         return dict(zip(origins, value, strict=True)) if len(origins) > 1 else dict.fromkeys(origins, value)
-
-
-def _mask(readers: Array | int) -> Array | None:
-    """1 where an element has readers, else 0; ``None`` where all are known to have some."""
-    if isinstance(readers, int) or (not isinstance(readers, Tracer) and np.all(np.asarray(readers) > 0)):
-        return None
-    with at_once(readers):
-        return (readers > 0).astype(readers.dtype)
 
 
 def _equal(before: dict[int, Array | None], after: dict[int, Array | None]) -> bool:
