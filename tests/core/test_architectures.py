@@ -15,6 +15,7 @@ import pjax_core as pjax
 from pjax_core import nn, optim
 from tests.core.networks import RNN, ZOO, images, initial, relative_error, sentences, zoo
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 ROOT = Path(__file__).resolve().parents[2]
 AP, CP, DR = optim.AlternatingProjections, optim.CyclicProjections, optim.DouglasRachford
 STEPS = 20
@@ -30,14 +31,6 @@ METHODS = {
     "DM 0.7": (functools.partial(optim.DifferenceMap, beta=0.7), 2 * STEPS + 1),
     "cyclic DR": (optim.CyclicDouglasRachford, 2 * STEPS + 1),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_to_compile():
-    """Networks this small run in no time however they are compiled."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def _method(name, *, edges):
