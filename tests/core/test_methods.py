@@ -1,5 +1,7 @@
 """Methods and representations: every fast form against edges, and edges against one number per edge."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -330,3 +332,51 @@ def test_float32_stays_near_float64():
 def test_impossible_methods_are_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+class Subspaces:
+    """A stand-in for a problem: projections onto subspaces of R^4, which are matrices."""
+
+    def __init__(self, count):
+        rng = np.random.default_rng(0)
+        bases = (np.linalg.qr(rng.normal(size=(4, 2)))[0] for _ in range(count))
+        self.projections = {(i,): basis @ basis.T for i, basis in enumerate(bases)}
+        self.graph = types.SimpleNamespace(sides=tuple(self.projections)[:2], layers=tuple(self.projections))
+
+    def project(self, numbers, z):
+        return self.projections[numbers] @ z
+
+    def combine(self, *terms):
+        return sum(c * z for c, z in terms)
+
+    def settle(self, z):
+        return z
+
+
+def _reflect_project_average(first, second, relaxation=0.5):
+    """DR as the average of the identity and two reflections (Eq. 7)."""
+    one = np.eye(4)
+    return (1 - relaxation) * one + relaxation * (2 * second - one) @ (2 * first - one)
+
+
+def test_steps_are_those_of_the_literature():
+    """As matrices: Eq. 5 to 7, Elser's difference map as he wrote it, cyclic DR as its product over pairs."""
+    one, problem, z = np.eye(4), Subspaces(3), np.random.default_rng(1).normal(size=4)
+    a, b, c = problem.projections.values()
+    expected = {
+        AP(1): b @ a,
+        CP(1): c @ b @ a,
+        DR(1): _reflect_project_average(a, b),
+        DR(1, relaxation=0.3): _reflect_project_average(a, b, 0.3),
+        DR(1, relaxation=1.0): (2 * b - one) @ (2 * a - one),
+        optim.DifferenceMap(1): _reflect_project_average(b, a),
+        optim.DifferenceMap(1, beta=-1.0): _reflect_project_average(a, b),
+        optim.CyclicDouglasRachford(1): _reflect_project_average(c, a)
+        @ _reflect_project_average(b, c)
+        @ _reflect_project_average(a, b),
+    }
+    for beta in (0.7, -0.4, 1.3):
+        f_a, f_b = a - (a - one) / beta, b + (b - one) / beta
+        expected[optim.DifferenceMap(1, beta=beta)] = one + beta * (a @ f_b - b @ f_a)
+    for method, matrix in expected.items():
+        np.testing.assert_allclose(method.step(problem, z), matrix @ z, rtol=1e-12, err_msg=str(method))

@@ -361,3 +361,55 @@ def test_listing_1_runs_as_printed_but_for_the_import():
 def test_the_listing_is_the_papers(shared):
     printed, ours = (s.split() for s in (listing_as_printed(shared), LISTING_1))
     assert printed == ours
+
+
+def test_parameters_of_another_tree_are_refused():
+    model = MLP((5, 4, 3))
+    params = model.init(jax.random.key(0))
+    x, y = jnp.ones((2, 5)), jnp.zeros(2, int)
+    for wrong in ({"params": params}, MLP((5, 4, 4, 3)).init(jax.random.key(0)), {}):
+        with pytest.raises((KeyError, TypeError), match=r"params of MLP: missing|params holds no array"):
+            optim.AlternatingProjections(1).update(lambda p: nn.cross_entropy(model.apply(p, x), y), wrong)
+
+
+@pytest.mark.parametrize("make", [jnp.array, np.array], ids=["jax", "numpy"])
+@pytest.mark.parametrize("tokens", [[0, 5], [-1, 0]], ids=["too large", "negative"])
+def test_tokens_out_of_range(tokens, make):
+    model, tokens = nn.Embedding(5, 3), make(tokens)
+    params = model.init(jax.random.key(0))
+    with pytest.raises(ValueError, match=r"tokens from -?\d to \d for 5 embeddings: they lie in 0 to 4"):
+        pjax.trace(lambda p: nn.cross_entropy(model.apply(p, tokens), jnp.zeros(2, int)), params)
+
+
+def test_tokens_are_integers():
+    model = nn.Embedding(5, 3)
+    with pytest.raises(TypeError, match="Embedding takes integer tokens; it got float32"):
+        model.apply(model.init(jax.random.key(0)), jnp.ones(4))
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (2, 4, 4, 1), (2, 3, 4, 4)], ids=["rank", "channels", "channels first"])
+def test_images_of_the_wrong_shape(shape):
+    model = nn.Conv2D(3, 6)
+    with pytest.raises(ValueError, match=r"Conv2D takes images \(..., height, width, 3\); it got shape \(.*\)"):
+        model.apply(model.init(jax.random.key(0)), jnp.ones(shape))
+
+
+@pytest.mark.parametrize("make", [jnp.array, np.array, list], ids=["jax", "numpy", "list"])
+@pytest.mark.parametrize("loss", [nn.cross_entropy, nn.margin_loss])
+def test_labels_out_of_range_in_training(loss, make):
+    model, y = MLP((5, 4, 3)), make([0, 3])
+    params = model.init(jax.random.key(0))
+    with pytest.raises(ValueError, match="labels from 0 to 3 for 3 classes"):
+        optim.DouglasRachford(1).update(lambda p: loss(model.apply(p, jnp.ones((2, 5))), y), params)
+
+
+def test_a_network_that_meets_no_loss():
+    """Its output is returned beside a loss, or the loss does not depend on the parameters."""
+    model, x, y = MLP((5, 4, 3)), jnp.ones((2, 5)), jnp.zeros(2, int)
+    params = model.init(jax.random.key(0))
+    for loss_fn in (
+        lambda p: (nn.cross_entropy(model.apply(p, x), y), model.apply(p, x)),
+        lambda p: nn.cross_entropy(model.apply(params, x), y),
+    ):
+        with pytest.raises(TypeError, match="returns something that is not a loss"):
+            optim.AlternatingProjections(1).update(loss_fn, params)

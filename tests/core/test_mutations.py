@@ -1,0 +1,47 @@
+"""The suite notices deliberate defects."""
+
+import pytest
+
+from tests import mutations
+
+
+def test_every_defect_fits_the_code(tmp_path):
+    """Its line is there once, the new one differs, and its tests exist."""
+    assert len({d.name for d in mutations.DEFECTS}) == len(mutations.DEFECTS) >= 12
+    for file in {d.file for d in mutations.DEFECTS}:
+        (tmp_path / "pjax_core").mkdir(exist_ok=True)
+        (tmp_path / "pjax_core" / file).write_text((mutations.ROOT / "pjax_core" / file).read_text())
+    for defect in mutations.DEFECTS:
+        right = mutations.plant(defect, tmp_path)
+        wrong = tmp_path / "pjax_core" / defect.file
+        assert wrong.read_text() != right
+        compile(wrong.read_text(), defect.file, "exec")
+        wrong.write_text(right)
+        for test in defect.tests:
+            file, function, *_ = test.partition("[")[0].split("::")
+            assert f"def {function}(" in (mutations.ROOT / "tests" / "core" / file).read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(2))
+def test_defects_are_caught(part):
+    assert mutations.run(mutations.DEFECTS[part::2]) == []
+
+
+def test_a_defect_that_no_test_sees_survives(capsys):
+    harmless = mutations.Defect(
+        "a comment",
+        "bilinear.py",
+        "return scale, root * scale",
+        "return scale, scale * root",
+        ("test_bilinear.py::test_sums_over_edges[matrix]",),
+    )
+    assert mutations.run([harmless]) == [harmless]
+    assert "NOT CAUGHT" in capsys.readouterr().out
+
+
+def test_a_line_that_is_gone_is_an_error(tmp_path):
+    (tmp_path / "pjax_core").mkdir()
+    (tmp_path / "pjax_core" / "trace.py").write_text("changed")
+    with pytest.raises(ValueError, match="holds 0 times, not once"):
+        mutations.plant(mutations.DEFECTS[0], tmp_path)

@@ -1,0 +1,243 @@
+"""Deliberate one-line defects of the engine and the tests that notice them: `python -m tests.mutations [words]`.
+
+Every defect is planted alone in a temporary copy of the tree, where only its tests run. A table says which one noticed
+it; the exit status is 1 if a defect survives. Words choose the defects whose names hold one of them.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Defect(NamedTuple):
+    """One wrong line."""
+
+    name: str
+    file: str  # in pjax_core
+    old: str  # found exactly once in the file
+    new: str
+    tests: tuple[str, ...]  # ids of the tests that should notice, below tests/core
+
+
+DEFECTS = (
+    Defect(
+        "carry shifted the wrong way",
+        "trace.py",
+        "jnp.concatenate([a[None], b[:-1]])",
+        "jnp.concatenate([a[None], b[1:]])",
+        ("test_recurrence.py::test_scan_is_the_unrolled_network[plain-AP]",),
+    ),
+    Defect(
+        "time that runs backwards forgotten",
+        "trace.py",
+        'if eqn.params["reverse"] else x',
+        "if False else x",
+        ("test_recurrence.py::test_scan_is_the_unrolled_network[backwards-AP]",),
+    ),
+    Defect(
+        "sign of a bilinear rule's root",
+        "bilinear.py",
+        "return scale, root * scale",
+        "return scale, -root * scale",
+        ("test_architectures.py::test_every_representation_equals_edges[AP-MLP]",),
+    ),
+    Defect(
+        "copies of a dot counted once",
+        "bilinear.py",
+        "summed = jnp.sum(coefficient, tuple(axes), keepdims=True)",
+        "summed = jnp.mean(coefficient, tuple(axes), keepdims=True)",
+        ("test_bilinear.py::test_sums_over_edges[matrix]",),
+    ),
+    Defect(
+        "ones of a convolution summed over the batch",
+        "windows.py",
+        "a = jnp.sum(a.transpose(dimension_numbers.lhs_spec), 1, keepdims=True)",
+        "a = jnp.sum(a.transpose(dimension_numbers.lhs_spec), 0, keepdims=True)",
+        ("test_bilinear.py::test_sums_over_edges[conv]",),
+    ),
+    Defect(
+        "sides of Douglas-Rachford swapped",
+        "optim.py",
+        "*problem.graph.sides, self.relaxation)",
+        "*problem.graph.sides[::-1], self.relaxation)",
+        ("test_methods.py::test_edges_are_the_papers_scalar_method[dr-DouglasRachford-False]",),
+    ),
+    Defect(
+        "factor of the relaxation",
+        "optim.py",
+        "(2 * relaxation, y), (-2 * relaxation, x)",
+        "(relaxation, y), (-relaxation, x)",
+        ("test_methods.py::test_steps_are_those_of_the_literature",),
+    ),
+    Defect(
+        "share of beta",
+        "optim.py",
+        "share = 1 / self.beta",
+        "share = self.beta",
+        ("test_methods.py::test_steps_are_those_of_the_literature",),
+    ),
+    Defect(
+        "last pair of cyclic Douglas-Rachford",
+        "optim.py",
+        "layers[1:] + layers[:1]",
+        "layers[1:] + layers[-1:]",
+        ("test_methods.py::test_steps_are_those_of_the_literature",),
+    ),
+    Defect(
+        "weight of the output left out of a sum",
+        "projections.py",
+        "step = distance / (sum(jnp.square(c) for c in coefficients) + 1 / weight)",
+        "step = distance / (sum(jnp.square(c) for c in coefficients) + 1)",
+        ("test_projections.py::test_definition",),
+    ),
+    Defect(
+        "mean without its weight",
+        "projections.py",
+        "project_sum(x, size * target, weight / size**2, axes=axes)",
+        "project_sum(x, size * target, weight, axes=axes)",
+        ("test_nonlinear.py::test_a_mean_is_projected_as_in_theorem_5",),
+    ),
+    Defect(
+        "label mask of the margin",
+        "projections.py",
+        "jnp.where(labels <= 0, jnp.minimum(x, 0)",
+        "jnp.where(labels < 0, jnp.minimum(x, 0)",
+        ("test_projections.py::test_margin_is_the_nearest_point_of_its_set",),
+    ),
+    Defect(
+        "maximum raises all equal entries",
+        "projections.py",
+        "raised = (position == first) &",
+        "raised = (x == jnp.expand_dims(top, axes)) &",
+        ("test_projections.py::test_max_moves_one_of_equal_entries_up_and_all_of_them_down",),
+    ),
+    Defect(
+        "midpoints of quantisation go up",
+        "projections.py",
+        "jnp.ceil((x + scale) / gap - 0.5)",
+        "jnp.floor((x + scale) / gap + 0.5)",
+        ("test_projections.py::test_quantize_takes_midpoints_down_and_has_no_slope",),
+    ),
+    Defect(
+        "rank-one part of the cross-entropy's Newton step",
+        "projections.py",
+        "return plain + lam * along * numerator / denominator",
+        "return plain - lam * along * numerator / denominator",
+        ("test_projections.py::test_exact_prox_solves_equation_49",),
+    ),
+    Defect(
+        "inner product of a history twice too large",
+        "history.py",
+        "projections.dot_root(twice_p / 2, q,",
+        "projections.dot_root(twice_p, q,",
+        ("test_architectures.py::test_every_representation_equals_edges[DR-MLP]",),
+    ),
+    Defect(
+        "folded into the newest slot",
+        "history.py",
+        ".at[0].add(jnp.sum(c[:drop], 0))",
+        ".at[-1].add(jnp.sum(c[:drop], 0))",
+        ("test_methods.py::test_a_window_of_two_stays_within_its_bound",),
+    ),
+    Defect(
+        "consumers averaged without their numbers of copies",
+        "problem.py",
+        "sum(mean * count for mean, count in readers) / jnp.maximum(weight, 1)",
+        "sum(mean for mean, count in readers) / len(readers)",
+        ("test_methods.py::test_consensus_over_consumers_differs_only_where_fan_outs_differ",),
+    ),
+    Defect(
+        "means that a cycle starts with",
+        "problem.py",
+        "self._layer[p] < self._layer[number])",
+        "self._layer[p] > self._layer[number])",
+        ("test_architectures.py::test_every_representation_equals_edges[AP-MLP]",),
+    ),
+    Defect(
+        "outputs that nobody reads are alive",
+        "problem.py",
+        "return (readers > 0).astype(readers.dtype)",
+        "return (readers >= 0).astype(readers.dtype)",
+        ("test_methods.py::test_outputs_that_nobody_reads_change_nothing",),
+    ),
+    Defect(
+        "nodes whose copies are all dropped are alive",
+        "problem.py",
+        "return jnp.zeros((1,) * len(node.shape), node.dtype)",
+        "return None",
+        ("test_recurrence.py::test_what_only_dropped_copies_read_is_not_in_the_graph",),
+    ),
+    Defect(
+        "an embedding's rows counted as one each",
+        "copies.py",
+        "found = self.gather(position, copies, self._indices) if indexed else {}",
+        "found = {p: jnp.ones(self._producers[p].shape) for p in indexed}",
+        ("test_trace.py::test_copies_are_not_nodes_and_their_means_are_exact",),
+    ),
+    Defect(
+        "an addition that others read is fused",
+        "trace.py",
+        "or readers[operand.producers[0]] != 1:",
+        "or readers[operand.producers[0]] < 1:",
+        ("test_trace.py::test_an_addition_that_others_read_is_not_fused",),
+    ),
+)
+
+
+def plant(defect: Defect, tree: Path) -> str:
+    """Write the wrong line into a copy of the tree; returns the right text of the file."""
+    path = tree / "pjax_core" / defect.file
+    text = path.read_text()
+    if text.count(defect.old) != 1:
+        raise ValueError(f"{defect.name}: {defect.file} holds {text.count(defect.old)} times, not once: {defect.old}")
+    path.write_text(text.replace(defect.old, defect.new))
+    return text
+
+
+def noticed(defect: Defect, tree: Path) -> bool:
+    """Run the defect's tests in the copy, until one fails."""
+    tests = [f"tests/core/{test}" for test in defect.tests]
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"{defect.name}: its tests did not run\n{done.stdout}{done.stderr}")
+    return done.returncode == 1
+
+
+def run(defects: Iterable[Defect]) -> list[Defect]:
+    """Plant each defect, print a line of the table, and return those that survive."""
+    survivors = []
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        for name in ("pjax_core", "tests"):
+            shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", tree)
+        for defect in defects:
+            begin = time.perf_counter()
+            right = plant(defect, tree)
+            found = noticed(defect, tree)
+            (tree / "pjax_core" / defect.file).write_text(right)
+            verdict = f"caught by {defect.tests[0]}" if found else "NOT CAUGHT"
+            print(f"{defect.name:50s} {defect.file:15s} {time.perf_counter() - begin:4.0f} s  {verdict}", flush=True)
+            survivors += [] if found else [defect]
+    return survivors
+
+
+def main() -> int:
+    """Run the chosen defects; 1 if one survives."""
+    words = sys.argv[1:]
+    chosen = [d for d in DEFECTS if not words or any(word in d.name for word in words)]
+    survivors = run(chosen)
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} caught")
+    return bool(survivors)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
