@@ -1,14 +1,17 @@
 """Timing of compiled functions side by side, and their memory from the compiler."""
 
+import json
 import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.stages import Compiled
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,14 @@ class Measurement:
     spread_ms: tuple[float, float]
     peak_mb: float
     compile_s: float
+
+
+def peak_mb(compiled: Compiled) -> float:
+    """Arguments, results and temporaries of a compiled program, MB (10^6 bytes); it need not have run."""
+    memory = compiled.memory_analysis()
+    if memory is None:
+        raise RuntimeError(f"the compiler for {jax.default_backend()} reports no memory")
+    return (memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes) / 1e6
 
 
 def measure(
@@ -52,11 +63,9 @@ def measure(
             times[name].append(1e3 * (time.perf_counter() - start) / steps)
     result = {}
     for name in cases:
-        memory = compiled[name].memory_analysis()
-        peak = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
         low, high = np.quantile(times[name], [0.25, 0.75])
         result[name] = Measurement(
-            statistics.median(times[name]), (float(low), float(high)), peak / 1e6, compile_s[name]
+            statistics.median(times[name]), (float(low), float(high)), peak_mb(compiled[name]), compile_s[name]
         )
     return result
 
@@ -71,3 +80,10 @@ def environment() -> dict[str, Any]:
         "jax": jax.__version__,
         "numpy": np.__version__,
     }
+
+
+def write(path: Path, benchmark: str, **numbers: Any) -> None:
+    """Write a benchmark's numbers as JSON, with device and versions."""
+    document = {"benchmark": benchmark, "environment": environment(), **numbers}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n")

@@ -8,7 +8,6 @@ the projection methods run one update (K = 50). AP on edges takes 3 (time per st
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,47 +17,63 @@ import jax.numpy as jnp
 import optax
 
 import pjax_core as pjax
-from benchmarks.measure import Measurement, environment, measure
+from benchmarks.measure import Measurement, environment, measure, write
 from pjax_core import nn, optim
 
 STEPS, EDGE_STEPS = 50, 3
 
 
 class MLP(nn.Module):
-    """One hidden layer of 128 neurons on 784 inputs, 10 classes."""
+    """One hidden layer: 128 neurons on 784 inputs, 10 classes, as in Table 2 on MNIST."""
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: int = 784, width: int = 128, classes: int = 10) -> None:
         super().__init__()
-        self.hidden = nn.Linear(784, 128)
-        self.relu = nn.ReLU(128)
-        self.out = nn.Linear(128, 10)
+        self.hidden = nn.Linear(inputs, width)
+        self.relu = nn.ReLU(width)
+        self.out = nn.Linear(width, classes)
 
     def __call__(self, *xs: jax.Array) -> jax.Array:
-        """Logits ``(batch, 10)`` of inputs ``(batch, 784)``."""
+        """Logits ``(batch, classes)`` of inputs ``(batch, inputs)``."""
         return self.out(self.relu(self.hidden(*xs)))
 
 
-def cases(model: MLP) -> dict[str, tuple[Callable[..., Any], int]]:
-    """Functions of (params, x, y) and their steps, by name; "SGD" first."""
+Step = Callable[[Any, jax.Array, jax.Array], Any]  # of (params, x, y)
+
+
+def losses(model: nn.Module, x: jax.Array, y: jax.Array) -> Callable[[Any], jax.Array]:
+    """Return the loss of every sample as a function of the parameters."""
+    return lambda params: nn.cross_entropy(model.apply(params, x), y)
+
+
+def gradient_steps(model: nn.Module, steps: int = STEPS) -> Step:
+    """SGD: steps of ``value_and_grad`` and its update, scanned; returns parameters and the last loss."""
     sgd = optax.sgd(1e-3)
 
-    def train_sgd(params: Any, x: jax.Array, y: jax.Array) -> Any:
+    def train(params: Any, x: jax.Array, y: jax.Array) -> Any:
         def step(carry: Any, _: None) -> tuple[Any, jax.Array]:
             params, state = carry
-            loss, grads = jax.value_and_grad(lambda p: nn.cross_entropy(model.apply(p, x), y).mean())(params)
+            loss, grads = jax.value_and_grad(lambda p: losses(model, x, y)(p).mean())(params)
             updates, state = sgd.update(grads, state)
             return (optax.apply_updates(params, updates), state), loss
 
-        (params, _), losses = jax.lax.scan(step, (params, sgd.init(params)), length=STEPS)
-        return params, losses[-1]
+        (params, _), means = jax.lax.scan(step, (params, sgd.init(params)), length=steps)
+        return params, means[-1]
 
-    def projections(method: optim.ProjectionMethod) -> tuple[Callable[..., Any], int]:
-        def update(params: Any, x: jax.Array, y: jax.Array) -> Any:
-            return method.update(lambda p: nn.cross_entropy(model.apply(p, x), y), params)
+    return train
 
-        return update, method.steps_per_update
 
-    found = {"SGD": (train_sgd, STEPS)}
+def projection_steps(model: nn.Module, method: optim.ProjectionMethod) -> Step:
+    """One update of a projection method."""
+    return lambda params, x, y: method.update(losses(model, x, y), params)
+
+
+def cases(model: MLP) -> dict[str, tuple[Step, int]]:
+    """Functions of (params, x, y) and their steps, by name; "SGD" first."""
+
+    def projections(method: optim.ProjectionMethod) -> tuple[Step, int]:
+        return projection_steps(model, method), method.steps_per_update
+
+    found = {"SGD": (gradient_steps(model), STEPS)}
     for name, operators in (("published", pjax.PUBLISHED), ("exact", pjax.EXACT)):
         found[f"AP {name}"] = projections(optim.AlternatingProjections(STEPS, operators))
         found[f"CP {name}"] = projections(optim.CyclicProjections(STEPS, operators))
@@ -98,9 +113,7 @@ def main() -> None:
     print(table(results))
     if options.json:
         rows = {name: dataclasses.asdict(m) for name, m in results.items()}
-        document = {"benchmark": "step", "batch": options.batch, "environment": device, "results": rows}
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+        write(options.json, "step", batch=options.batch, results=rows)
 
 
 if __name__ == "__main__":

@@ -16,23 +16,9 @@ from jax import Array
 from pjax_core import rules
 from pjax_core.graph import Node
 
-Split = tuple[Array | float, Array | float]
-"""A split-complex number a + d j, j^2 = 1, per output: the copies (a x + d w, a w + d x)."""
-
-
-def split_product(first: Split, second: Split) -> Split:
-    """(a + d j)(b + e j)."""
-    (a, d), (b, e) = first, second
-    return a * b + d * e, a * e + d * b
-
-
-def split_sum(first: Split, second: Split) -> Split:
-    """Sum of two split-complex numbers."""
-    return first[0] + second[0], first[1] + second[1]
-
 
 def projection_factor(root: Array) -> tuple[Array, Array]:
-    """Eq. 31: the projection multiplies a dot's copies by (1 + lambda j) / (1 - lambda^2)."""
+    """Eq. 31: the projection makes of a dot's copies ``a x + d w`` and ``a w + d x``; returns a and d."""
     scale = 1 / (1 - root * root)
     return scale, root * scale
 
@@ -88,7 +74,7 @@ class Dots:
         (sums,) = jax.linear_transpose(fun, self._shapes[position])(coefficient)
         return sums
 
-    def sums(self, coefficient: Split, operands: tuple[Array, Array], position: int) -> Array:
+    def sums(self, coefficient: tuple[Array, Array], operands: tuple[Array, Array], position: int) -> Array:
         """Sum the copies ``a x + d w`` (position 0) or ``a w + d x`` (1) over the outputs."""
         own, other = operands[position], operands[1 - position]
         a, d = (jnp.broadcast_to(c, self._output).astype(own.dtype) for c in coefficient)

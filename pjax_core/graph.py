@@ -107,8 +107,8 @@ class Operand:
 class Node:
     """A batch of scalar nodes with one array as value (a loss's value is the loss per sample).
 
-    ``origins``: where the forward pass has the value (:class:`pjax_core.trace.Program`); none for constants and
-    for inserted identities.
+    ``origins``: where the forward pass has the value (:class:`pjax_core.trace.Program`), of a stack its members'
+    values; none for constants and for inserted identities.
     """
 
     kind: Kind
@@ -222,7 +222,10 @@ class Graph:
         """Values of the nodes by number from those of the forward pass."""
         remaining = iter(constants)
         values = {i: next(remaining) for i in self.numbers("constant")}
-        values |= {i: traced[node.origins[0]] for i, node in enumerate(self.nodes) if node.origins}
+        for i, node in enumerate(self.nodes):
+            if node.origins:
+                members = [traced[origin] for origin in node.origins]
+                values[i] = members[0] if len(members) == 1 else jnp.stack(members)
         for i, node in enumerate(self.nodes):
             if i not in values:  # an inserted identity
                 values[i] = node.evaluate(self.operands_of(i, values, indices))

@@ -219,11 +219,11 @@ class Embedding(Module):
 
     def __call__(self, tokens: ArrayLike) -> Array:
         """Map integers ``(...)`` to ``(..., features)``."""
-        tokens = _as_array(tokens)
-        if not jnp.issubdtype(tokens.dtype, jnp.integer):
-            raise TypeError(f"Embedding takes integer tokens; it got {tokens.dtype}")
+        indices = jnp.asarray(tokens)
+        if not jnp.issubdtype(indices.dtype, jnp.integer):
+            raise TypeError(f"Embedding takes integer tokens; it got {indices.dtype}")
         _check_range("tokens", tokens, self.num_embeddings, "embeddings")
-        return self.weight[tokens]
+        return self.weight[indices]
 
 
 class Quantize(Module):
@@ -243,16 +243,11 @@ class Quantize(Module):
         return rules.quantize_p.bind(x, levels=self.levels, scale=self.scale)
 
 
-def _as_array(numbers: ArrayLike) -> Array | np.ndarray:
-    """Return an array as it is: in a trace JAX hides the numbers of what it converts."""
-    return numbers if isinstance(numbers, Array) else np.asarray(numbers)
-
-
-def _check_range(what: str, numbers: Array | np.ndarray, count: int, of: str) -> None:
-    """Refuse numbers outside 0 to count - 1, where they are known."""
-    if numbers.size and not isinstance(numbers, Tracer):
-        known = np.asarray(numbers)  # NumPy, because JAX would trace the comparison
-        if known.min() < 0 or known.max() >= count:
+def _check_range(what: str, numbers: ArrayLike, count: int, of: str) -> None:
+    """Refuse numbers outside 0 to count - 1, where they are known: as they were given, JAX would trace them."""
+    if not isinstance(numbers, Tracer):
+        known = np.asarray(numbers)
+        if known.size and (known.min() < 0 or known.max() >= count):
             raise ValueError(
                 f"{what} from {known.min()} to {known.max()} for {count} {of}: they lie in 0 to {count - 1}"
             )
@@ -260,12 +255,12 @@ def _check_range(what: str, numbers: Array | np.ndarray, count: int, of: str) ->
 
 def _one_hot(logits: Array, y: ArrayLike) -> Array:
     """Labels as a distribution over the last axis of the logits."""
-    y = _as_array(y)
+    given, y = y, jnp.asarray(y)
     if jnp.issubdtype(y.dtype, jnp.integer) and y.shape == logits.shape[:-1]:
-        _check_range("labels", y, logits.shape[-1], "classes")
+        _check_range("labels", given, logits.shape[-1], "classes")
         return jax.nn.one_hot(y, logits.shape[-1], dtype=logits.dtype)
     if y.shape == logits.shape:
-        return jnp.asarray(y, logits.dtype)
+        return y.astype(logits.dtype)
     raise ValueError(
         f"labels of shape {y.shape} and dtype {y.dtype} do not fit logits of shape {logits.shape}: pass "
         f"integers of shape {logits.shape[:-1]} or one-hot labels of shape {logits.shape}"

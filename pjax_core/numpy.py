@@ -63,12 +63,12 @@ def identity(x: Array) -> Array:
 
 
 def dot(x: Array, y: Array) -> Array:
-    """Inner product over the last axis, a batch over the leading ones (Theorem 7): ``(..., n), (..., n) -> (...)``."""
+    """Inner product over the last axis (Theorem 7); leading axes broadcast: ``(..., n), (..., n) -> (...)``."""
     return jnp.vecdot(x, y)
 
 
 def sum_relu(*xs: Array) -> Array:
-    """``max(0, x1 + x2 + ...)`` of arrays of one shape, as one constraint (Theorem 6)."""
+    """``max(0, x1 + x2 + ...)`` as one constraint (Theorem 6); shapes broadcast."""
     return rules.sum_relu_p.bind(*jnp.broadcast_arrays(*xs))
 
 

@@ -16,6 +16,7 @@ from pjax_core.graph import Graph
 from pjax_core.history import History
 from pjax_core.operators import EXACT, Operators
 from pjax_core.problem import Diagnostics, Holder, Problem, State
+from pjax_core.stacking import stack
 from pjax_core.trace import Params, Program, trace_with_arrays
 
 Representation = Literal["auto", "edges", "consensus", "history"]
@@ -45,11 +46,13 @@ class ProjectionMethod(abc.ABC):
         operators: which projections, ``EXACT`` or ``PUBLISHED``.
         representation: how copies are held. ``"edges"``: one by one, exact for every method. ``"auto"``:
             consensus, exact, for AP and CP; for DR see there.
+        stacking: whether small equal nodes are projected as one (:mod:`pjax_core.stacking`); changes no iterate.
     """
 
     steps_per_update: int = 50
     operators: Operators = EXACT
     representation: Representation = "auto"
+    stacking: bool = True
 
     _supported: ClassVar[tuple[str, ...]] = ()  # representations beside "auto"
 
@@ -299,8 +302,12 @@ def _solve(
     indices: list[Array],
 ) -> tuple[Any, ...]:
     """Run K steps from the forward pass. Compiled once per method, graph and shapes."""
-    values = graph.values(program.values(captured, parameters), constants, indices)
+    traced = program.values(captured, parameters)
+    values = graph.values(traced, constants, indices)
     loss = jnp.mean(jnp.concatenate([values[i].ravel() for i in graph.numbers("loss")]))
+    if method.stacking:
+        graph = stack(graph, method.cycle(graph))
+    values = graph.values(traced, constants, indices)
     problem = Problem(graph, values, indices, method.operators, method.cycle(graph), method.hold)
     z = jax.lax.fori_loop(0, method.steps_per_update, lambda _, z: method.step(problem, z), problem.start())
     found = (problem.diagnose(z, method.step, method.gap),) if diagnostics else ()

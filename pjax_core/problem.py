@@ -33,8 +33,8 @@ class Diagnostics:
         residual: how far one more step moves; zero at a fixed point.
         gap: ``|P_A z - P_B z|``, the distance between the sides (cyclic projections: the longest way to a layer).
         constraint_violation: largest ``|f(u) - y|`` of a constraint, in the constraint's own units.
-        target_displacement: root mean square, by constraint (``"number:name"``), of how far its target has moved
-            from its value in the forward pass; where it vanishes a layer learns nothing.
+        target_displacement: root mean square, by constraint (``"position in the trace:primitive"``), of how far its
+            target has moved from its value in the forward pass; where it vanishes a layer learns nothing.
         roots_at_bracket: share of dot products whose root lies at the ends of (-1, 1) or outside, where Theorem 7
             has no root or an unguarded Newton iteration lost it.
         folded_coefficient: largest coefficient that a window of history folded into the next-oldest slot in the
@@ -225,7 +225,8 @@ class Problem:
             error = jnp.abs(node.evaluate(self._sites[n].spread(values)) - values[n])
             violation.append(jnp.max(self._sites[n].living(error), initial=0))
             moved = self._sites[n].living(jnp.square(values[n] - self._values[n]))
-            displacement[f"{n}:{node.name}"] = jnp.sqrt(jnp.mean(moved))
+            for origin, member in self._members(n, jnp.broadcast_to(moved, node.shape)).items():
+                displacement[f"{origin}:{node.primitive}"] = jnp.sqrt(jnp.mean(member))
         limits = [1 - 4 * float(jnp.finfo(root.dtype).eps) for root in report.roots]
         lost = [jnp.sum(~(jnp.abs(root) < limit)) for root, limit in zip(report.roots, limits, strict=True)]
         count = max(sum(root.size for root in report.roots), 1)
@@ -240,10 +241,16 @@ class Problem:
 
     def readout(self, z: State) -> list[Array]:
         """Consensus of every parameter's edges (Algorithm 1, line 9); unread parameters as they were."""
-        return [
-            self.consensus(n, z) if self.graph.consumers[n] else self._values[n]
-            for n in self.graph.numbers("parameter")
-        ]
+        found: dict[int, Array] = {}
+        for n in self.graph.numbers("parameter"):
+            value = self.consensus(n, z) if self.graph.consumers[n] else self._values[n]
+            found |= self._members(n, value)
+        return [found[origin] for origin in sorted(found)]
+
+    def _members(self, number: int, value: Array) -> dict[int, Array]:
+        """Values of the nodes that a stack is made of, by origin."""
+        origins = self.graph.nodes[number].origins
+        return dict(zip(origins, value, strict=True)) if len(origins) > 1 else dict.fromkeys(origins, value)
 
 
 def _equal(before: dict[int, Array | None], after: dict[int, Array | None]) -> bool:

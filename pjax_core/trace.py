@@ -10,10 +10,8 @@ The same walk over the equations gives the graph, from shapes, and the forward p
 (:class:`Program`): the values of a recurrence cannot be had from its graph, which has a cycle.
 """
 
-import collections
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,13 +21,16 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 from jax.extend import source_info_util
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
 from jax.extend.core import primitives as jax_primitives
+from jax.sharding import AxisType
 
 from pjax_core import rules
 from pjax_core.bipartite import make_bipartite
+from pjax_core.fusion import fuse_mean, fuse_sum_relu
 from pjax_core.graph import Copy, Graph, Node, Operand
-from pjax_core.jaxprs import UNKNOWN, Fingerprint, all_carries, at_once, aval, called, fingerprint, known_carries
+from pjax_core.jaxprs import CopyEqn, Fingerprint, Value, at_once, aval, called, fingerprint
+from pjax_core.recurrence import trace_scan
 
 Params = Any  # a pytree of floating-point arrays
 
@@ -47,7 +48,7 @@ class Program:
 
     def values(self, captured: Sequence[Array], leaves: Sequence[Array]) -> list[Array]:
         """Values of the parameters, constraints and losses, in the order of the trace (``Node.origins``)."""
-        tracer = _Tracer(iter(self.decisions))
+        tracer = JaxprTracer(iter(self.decisions))
         arguments = [tracer.parameter("", leaf) for leaf in leaves]
         tracer.run(self.jaxpr, captured, arguments, [True] * len(self.jaxpr.outvars))
         return tracer.values
@@ -61,24 +62,6 @@ class Trace(NamedTuple):
     captured: list[Array]  # what the function closes over
     constants: list[Array]  # values of the constant nodes, in order
     indices: list[Array]  # index arrays of copies (an embedding's tokens)
-
-
-class _Value(NamedTuple):
-    """A traced value that depends on a parameter: a node's value or a result of a copy equation."""
-
-    node: int | None
-    copy: tuple[int, int] | None  # (equation, result)
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    array: Any  # None while the graph is traced
-
-
-class _CopyEqn(NamedTuple):
-    primitive: Primitive
-    params: tuple[tuple[str, Any], ...]
-    inputs: tuple[Any, ...]  # _Value, or ("index", position)
-    results: int
-    shape: tuple[int, ...]  # of the first result
 
 
 def trace(fun: Callable[[Params], Any], params: Params) -> Graph:
@@ -113,7 +96,13 @@ def trace_with_arrays(fun: Callable[[Params], Any], params: Params) -> Trace:
                 "step; use float32 or float64 parameters"
             )
     closed = jax.make_jaxpr(fun)(params)
-    tracer = _Tracer()
+    for array in [*closed.consts, *(leaf for _, leaf in leaves)]:
+        if AxisType.Explicit in jax.typeof(array).sharding.mesh.axis_types:
+            raise TypeError(
+                f"an array of shape {np.shape(array)} is sharded over explicit mesh axes; make the mesh with "
+                "axis_types=(jax.sharding.AxisType.Auto, ...), so that the compiler shards what is in between"
+            )
+    tracer = JaxprTracer()
     arguments = [tracer.parameter(_path_name(path), leaf) for path, leaf in leaves]
     outputs = tracer.run(closed.jaxpr, closed.consts, arguments, [True] * len(closed.jaxpr.outvars))
     graph, constants = tracer.finish(outputs)
@@ -130,8 +119,8 @@ def _frozen(params: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(params.items()))
 
 
-class _Tracer:
-    """Interpreter of jaxprs: every variable is a concrete array (constant) or a :class:`_Value`.
+class JaxprTracer:
+    """Interpreter of jaxprs: every variable is a concrete array (constant) or a :class:`Value`.
 
     Args:
         decisions: of the trace that an evaluation with arrays repeats; ``None`` while tracing.
@@ -139,16 +128,17 @@ class _Tracer:
 
     def __init__(self, decisions: Iterator[bool] | None = None) -> None:
         self.nodes: list[Node] = []
-        self.inputs: list[list[_Value]] = []  # by node; operands when all equations are known
-        self.copies: list[_CopyEqn] = []
+        self.inputs: list[list[Value]] = []  # by node; operands when all equations are known
+        self.copies: list[CopyEqn] = []
         self.constants: list[tuple[Any, int]] = []  # (array, node)
         self.indices: list[Any] = []
         self.values: list[Array] = []  # of nodes that are not constants
         self.decided: list[bool] = []
+        self.evaluates = decisions is not None
         self._decisions = decisions
         self._callers: list[JaxprEqn] = []  # calls being inlined, the outermost first
 
-    def _source(self, eqn: JaxprEqn) -> str:
+    def source(self, eqn: JaxprEqn) -> str:
         """Return the user's line that made an equation: its own, or that of the innermost call that has one."""
         found = (source_info_util.summarize(e.source_info) for e in (eqn, *reversed(self._callers)))
         return next(filter(None, found), "an unknown line")
@@ -157,28 +147,30 @@ class _Tracer:
         """Evaluate an equation, if there are arrays."""
         if self._decisions is None:
             return itertools.repeat(None)
-        out = prim.bind(*(x.array if isinstance(x, _Value) else x for x in inputs), **params)
+        out = prim.bind(*(x.array if isinstance(x, Value) else x for x in inputs), **params)
         return out if prim.multiple_results else [out]
 
-    def parameter(self, name: str, leaf: Any) -> _Value:
-        return self._add(Node("parameter", name, np.shape(leaf), jnp.result_type(leaf)), [], leaf)
+    def parameter(self, name: str, leaf: Any) -> Value:
+        """Make the node of a parameter."""
+        return self.add(Node("parameter", name, np.shape(leaf), jnp.result_type(leaf)), [], leaf)
 
-    def _add(self, node: Node, inputs: list[_Value], array: Any) -> _Value:
+    def add(self, node: Node, inputs: list[Value], array: Any) -> Value:
+        """Append a node with what it reads, and its array where there are arrays."""
         if node.kind != "constant":
             node = dataclasses.replace(node, origins=(len(self.values),))
             self.values.append(array)
         self.nodes.append(node)
         self.inputs.append(inputs)
-        return _Value(len(self.nodes) - 1, None, node.shape, node.dtype, array)
+        return Value(len(self.nodes) - 1, None, node.shape, node.dtype, array)
 
-    def _constant(self, array: Any) -> _Value:
+    def _constant(self, array: Any) -> Value:
         """Node of a constant; the same array is one node."""
         for known, number in self.constants:
             if known is array:
                 node = self.nodes[number]
-                return _Value(number, None, node.shape, node.dtype, array)
+                return Value(number, None, node.shape, node.dtype, array)
         name = f"constant{len(self.constants)}"
-        value = self._add(Node("constant", name, np.shape(array), jnp.result_type(array)), [], array)
+        value = self.add(Node("constant", name, np.shape(array), jnp.result_type(array)), [], array)
         assert value.node is not None
         self.constants.append((array, value.node))
         return value
@@ -209,32 +201,32 @@ class _Tracer:
         body = called(eqn)
         if body:
             return self._call(eqn, body, inputs, wanted)
-        if not any(isinstance(x, _Value) for x in inputs):
+        if not any(isinstance(x, Value) for x in inputs):
             with at_once(*inputs):
                 out = prim.bind(*inputs, **eqn.params)
             return list(out) if prim.multiple_results else [out]
-        if any(isinstance(x, _Value) and x.node is not None and self._is_loss(x) for x in inputs):
+        if any(isinstance(x, Value) and x.node is not None and self._is_loss(x) for x in inputs):
             raise TypeError(
-                f"{prim} at {self._source(eqn)} reads the value of a loss. Return the loss of every sample as "
+                f"{prim} at {self.source(eqn)} reads the value of a loss. Return the loss of every sample as "
                 "it is; the optimizer averages it (no .mean(), no sum with another term: return a tuple)"
             )
         if prim is jax_primitives.scan_p:
-            return self._scan(eqn, inputs, wanted)
+            return trace_scan(self, eqn, inputs, wanted)
         if prim in rules.decompositions:
             simpler = rules.decompositions[prim](**eqn.params)
             if isinstance(simpler, str):
-                raise TypeError(f"{prim} at {self._source(eqn)}: {simpler}")
+                raise TypeError(f"{prim} at {self.source(eqn)}: {simpler}")
             if simpler is not None:
-                return self._derive(eqn, simpler, *inputs)
+                return self.derive(eqn, simpler, *inputs)
         if self._is_copy(eqn):
             return self._copy(eqn, inputs)
         if prim is jax_primitives.max_p and any(self._is_zero(x) for x in inputs):
-            operands = [x for x in inputs if isinstance(x, _Value)]
+            operands = [x for x in inputs if isinstance(x, Value)]
             return [self._node(eqn, "constraint", rules.sum_relu_p, operands, {})]
-        if prim in (jax_primitives.mul_p, jax_primitives.div_p) and not isinstance(inputs[-1], _Value):
+        if prim in (jax_primitives.mul_p, jax_primitives.div_p) and not isinstance(inputs[-1], Value):
             factor = inputs[1] if prim is jax_primitives.mul_p else 1 / inputs[1]
             return [self._node(eqn, "constraint", rules.scale_p, [inputs[0], factor], {})]
-        if prim is jax_primitives.mul_p and not isinstance(inputs[0], _Value):
+        if prim is jax_primitives.mul_p and not isinstance(inputs[0], Value):
             return [self._node(eqn, "constraint", rules.scale_p, [inputs[1], inputs[0]], {})]
         if prim in rules.loss_rules:
             return [self._loss(eqn, inputs)]
@@ -250,7 +242,7 @@ class _Tracer:
         self._callers.pop()
         return outputs
 
-    def _derive(
+    def derive(
         self, eqn: JaxprEqn, fun: Callable[..., Any], *inputs: Any, wanted: Sequence[bool] | None = None
     ) -> list[Any]:
         """Trace a function of an equation's inputs in its place."""
@@ -259,65 +251,9 @@ class _Tracer:
             closed = jax.make_jaxpr(fun)(*shapes)
         return self._call(eqn, closed, inputs, wanted)
 
-    def _scan(self, eqn: JaxprEqn, inputs: list[Any], wanted: Sequence[bool]) -> list[Any]:
-        """Trace all steps of a recurrence at once: its carry is a copy that shifts time by one step.
-
-        A carry that depends on no parameter is evaluated; one that every step hands on as it is has one value.
-        One that is only moved about would be a copy of itself: an identity (Theorem 4) breaks that circle.
-        """
-        body, length = eqn.params["jaxpr"], eqn.params["length"]
-        start, end = eqn.params["num_consts"], eqn.params["num_consts"] + eqn.params["num_carry"]
-        if length == 0:
-            raise TypeError(f"scan at {self._source(eqn)} has no step; leave it out")
-
-        def forward(x: Any) -> Any:
-            return self._derive(eqn, lambda a: jnp.flip(a, 0), x)[0] if eqn.params["reverse"] else x
-
-        inputs = [*inputs[:end], *map(forward, inputs[end:])]
-        with at_once(*(x for x in inputs if not isinstance(x, _Value))):
-            pairs = zip(inputs, eqn.invars, strict=True)
-            inputs = [x if isinstance(x, _Value) else jnp.asarray(x, aval(var).dtype) for x, var in pairs]
-            before, after = known_carries(eqn, [UNKNOWN if isinstance(x, _Value) else x for x in inputs])
-        if self._decisions is None:
-            arrays = [None] * len(before)
-        else:
-            arrays = all_carries(eqn, [x.array if isinstance(x, _Value) else x for x in inputs])
-        arguments, axes = list(inputs), [None] * start + [0] * (len(inputs) - start)
-        shifted: dict[int, int] = {}  # position of a carry -> copy equation of its values before each step
-        for i, (known, var) in enumerate(zip(before, body.jaxpr.invars[start:end], strict=True)):
-            if known is not UNKNOWN:
-                arguments[start + i] = known
-            elif body.jaxpr.outvars[i] is var:
-                axes[start + i] = None
-            else:
-                shifted[i] = len(self.copies)
-                self.copies.append(_CopyEqn(jax_primitives.copy_p, (), (), 1, ()))  # its input is known below
-                shape = (length, *aval(var).shape)
-                arguments[start + i] = _Value(None, (shifted[i], 0), shape, aval(var).dtype, arrays[i])
-        stacked = jax.vmap(jaxpr_as_fun(body), tuple(axes), axis_size=length)
-        count = end - start
-        outputs = self._derive(eqn, stacked, *arguments, wanted=[True] * count + list(wanted[count:]))
-        last = [x if known is UNKNOWN else known for x, known in zip(inputs[start:end], after, strict=True)]
-        for i, number in shifted.items():
-            carry, last[i] = self._derive(
-                eqn, lambda a, b: (jnp.concatenate([a[None], b[:-1]]), b[-1]), inputs[start + i], outputs[i]
-            )
-            if self._moves(carry, number):
-                node = Node("constraint", "identity", carry.shape, carry.dtype, rules.identity_p)
-                carry = self._add(node, [carry], arrays[i])
-            self.copies[number] = _CopyEqn(jax_primitives.copy_p, (), (carry,), 1, ())
-        return [*last, *(y if y is None else forward(y) for y in outputs[count:])]
-
-    def _moves(self, value: _Value, number: int) -> bool:
-        """Whether a value is made of the result of a copy equation by copies alone."""
-        if value.copy is None:
-            return False
-        inputs = [x for x in self.copies[value.copy[0]].inputs if isinstance(x, _Value)]
-        return value.copy[0] == number or any(self._moves(x, number) for x in inputs)
-
     def _is_zero(self, x: Any) -> bool:
         """Whether a constant is known to be zero (a traced array is not known); an evaluation decides alike."""
-        if isinstance(x, _Value):
+        if isinstance(x, Value):
             return False
         if self._decisions is not None:
             return next(self._decisions)
@@ -327,14 +263,14 @@ class _Tracer:
     def _no_rule(self, eqn: JaxprEqn) -> str:
         known = sorted(str(p) for table in (rules.projection_rules, rules.bilinear_rules) for p in table)
         return (
-            f"{eqn.primitive} at {self._source(eqn)} has no projection rule. Constraints with a rule: "
+            f"{eqn.primitive} at {self.source(eqn)} has no projection rule. Constraints with a rule: "
             f"{', '.join(known)}, max(., 0), division by a constant; copies: "
             f"{', '.join(sorted(map(str, rules.copy_rules)))}. Write the operation with these, close over it if it "
             "does not depend on the parameters, or register a rule: pjax_core.defproj(primitive, rule), see "
             "pjax_core.rules"
         )
 
-    def _is_loss(self, value: _Value) -> bool:
+    def _is_loss(self, value: Value) -> bool:
         return value.node is not None and self.nodes[value.node].kind == "loss"
 
     @staticmethod
@@ -350,10 +286,10 @@ class _Tracer:
         data = rules.copy_rules[eqn.primitive]
         sources: list[Any] = []
         for position, x in enumerate(inputs):
-            if isinstance(x, _Value):
+            if isinstance(x, Value):
                 if data is not None and position not in data:
                     raise TypeError(
-                        f"{eqn.primitive} at {self._source(eqn)} is indexed by a value that depends on a "
+                        f"{eqn.primitive} at {self.source(eqn)} is indexed by a value that depends on a "
                         "parameter; indices must be constants"
                     )
                 sources.append(x)
@@ -363,36 +299,36 @@ class _Tracer:
                 self.indices.append(x)
                 sources.append(("index", len(self.indices) - 1))
         self.copies.append(
-            _CopyEqn(eqn.primitive, _frozen(eqn.params), tuple(sources), len(eqn.outvars), aval(eqn.outvars[0]).shape)
+            CopyEqn(eqn.primitive, _frozen(eqn.params), tuple(sources), len(eqn.outvars), aval(eqn.outvars[0]).shape)
         )
         number, arrays = len(self.copies) - 1, self._apply(eqn.primitive, inputs, eqn.params)
         results = zip(map(aval, eqn.outvars), arrays, strict=False)
-        return [_Value(None, (number, i), a.shape, a.dtype, x) for i, (a, x) in enumerate(results)]
+        return [Value(None, (number, i), a.shape, a.dtype, x) for i, (a, x) in enumerate(results)]
 
-    def _loss(self, eqn: JaxprEqn, inputs: list[Any]) -> _Value:
-        if any(isinstance(x, _Value) for x in inputs[1:]):
+    def _loss(self, eqn: JaxprEqn, inputs: list[Any]) -> Value:
+        if any(isinstance(x, Value) for x in inputs[1:]):
             raise TypeError(
-                f"the labels of {eqn.primitive} at {self._source(eqn)} depend on a parameter; they must be constants"
+                f"the labels of {eqn.primitive} at {self.source(eqn)} depend on a parameter; they must be constants"
             )
         return self._node(eqn, "loss", eqn.primitive, inputs, eqn.params)
 
-    def _node(self, eqn: JaxprEqn, kind: Any, prim: Primitive, inputs: list[Any], params: dict[str, Any]) -> _Value:
+    def _node(self, eqn: JaxprEqn, kind: Any, prim: Primitive, inputs: list[Any], params: dict[str, Any]) -> Value:
         (var,) = eqn.outvars
-        dtype = next(x.dtype for x in inputs if isinstance(x, _Value))
+        dtype = next(x.dtype for x in inputs if isinstance(x, Value))
         with at_once(*inputs):
-            values = [x if isinstance(x, _Value) else self._constant(jnp.asarray(x, dtype)) for x in inputs]
+            values = [x if isinstance(x, Value) else self._constant(jnp.asarray(x, dtype)) for x in inputs]
         if prim in rules.elementwise:
             values = [self._repeat(x, aval(var).shape) for x in values]
         if len({x.dtype for x in values}) > 1:
             dtypes = ", ".join(str(x.dtype) for x in values)
             raise TypeError(
-                f"{prim} at {self._source(eqn)} mixes dtypes ({dtypes}); convert inputs and parameters to one"
+                f"{prim} at {self.source(eqn)} mixes dtypes ({dtypes}); convert inputs and parameters to one"
             )
         array = next(iter(self._apply(prim, values, params)))
         node = Node(kind, str(prim), aval(var).shape, aval(var).dtype, prim, _frozen(params))
-        return self._add(node, values, array)
+        return self.add(node, values, array)
 
-    def _repeat(self, value: _Value, shape: tuple[int, ...]) -> _Value:
+    def _repeat(self, value: Value, shape: tuple[int, ...]) -> Value:
         """Copy scalars and axes of length 1 as an element-wise primitive does."""
         if value.shape == shape:
             return value
@@ -402,10 +338,10 @@ class _Tracer:
             "sharding": None,
         }
         array = next(iter(self._apply(jax_primitives.broadcast_in_dim_p, [value], params)))
-        self.copies.append(_CopyEqn(jax_primitives.broadcast_in_dim_p, _frozen(params), (value,), 1, shape))
-        return _Value(None, (len(self.copies) - 1, 0), shape, value.dtype, array)
+        self.copies.append(CopyEqn(jax_primitives.broadcast_in_dim_p, _frozen(params), (value,), 1, shape))
+        return Value(None, (len(self.copies) - 1, 0), shape, value.dtype, array)
 
-    def _operand(self, value: _Value) -> Operand:
+    def _operand(self, value: Value) -> Operand:
         """Collect the copy equations between producers and this value, in order."""
         producers: list[int] = []
         program: list[Copy] = []
@@ -414,7 +350,7 @@ class _Tracer:
 
         def visit(x: Any) -> tuple[str, int]:
             nonlocal count
-            if not isinstance(x, _Value):
+            if not isinstance(x, Value):
                 return x
             if x.node is not None:
                 if x.node not in producers:
@@ -437,7 +373,7 @@ class _Tracer:
             program.append(Copy(jax_primitives.copy_p, (), (("copy", last),)))
         return Operand(tuple(producers), tuple(program), value.shape, value.dtype)
 
-    def _needed(self, outputs: Sequence[_Value]) -> set[int]:
+    def _needed(self, outputs: Sequence[Value]) -> set[int]:
         """Nodes that the outputs depend on."""
         needed: set[int] = set()
         stack = [value.node for value in outputs]
@@ -453,8 +389,8 @@ class _Tracer:
         if not outputs:
             raise TypeError("the traced function returns nothing; return nn.cross_entropy(...)")
         for value in outputs:
-            if not (isinstance(value, _Value) and self._is_loss(value)):
-                what = "a constant" if not isinstance(value, _Value) else f"shape {value.shape}"
+            if not (isinstance(value, Value) and self._is_loss(value)):
+                what = "a constant" if not isinstance(value, Value) else f"shape {value.shape}"
                 raise TypeError(
                     f"the traced function returns something that is not a loss ({what}). Every output "
                     "must come from a loss of nn (nn.cross_entropy), one value per sample"
@@ -463,8 +399,8 @@ class _Tracer:
             dataclasses.replace(node, operands=tuple(map(self._operand, inputs)))
             for node, inputs in zip(self.nodes, self.inputs, strict=True)
         ]
-        _fuse_sum_relu(self.nodes, self._needed(outputs))
-        _fuse_mean(self.nodes, self._needed(outputs), self.constants)
+        fuse_sum_relu(self.nodes, self._needed(outputs))
+        fuse_mean(self.nodes, self._needed(outputs), self.constants)
         needed = self._needed(outputs)
         # A parameter that nobody reads stays, so that the solver returns the tree that it was given.
         kept = [i for i, n in enumerate(self.nodes) if i in needed or n.kind == "parameter"]
@@ -484,46 +420,4 @@ class _Tracer:
 
 
 def _shaped(x: Any) -> Any:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, _Value) else x
-
-
-def _readers(nodes: list[Node], needed: set[int]) -> collections.Counter[int]:
-    """Count the operands that read a node, among those of needed nodes."""
-    return collections.Counter(p for i in needed for operand in nodes[i].operands for p in operand.producers)
-
-
-def _fuse_sum_relu(nodes: list[Node], needed: set[int]) -> None:
-    """Merge additions into the ReLU that alone reads them (Theorem 6), in place."""
-    readers = _readers(nodes, needed)
-
-    def terms(operand: Operand) -> tuple[Operand, ...]:
-        if operand.copies:
-            return (operand,)
-        node = nodes[operand.producers[0]]
-        if node.primitive is not jax_primitives.add_p or readers[operand.producers[0]] != 1:
-            return (operand,)
-        return tuple(term for inner in node.operands for term in terms(inner))
-
-    for i, node in enumerate(nodes):
-        if node.primitive is rules.sum_relu_p:
-            operands = tuple(term for operand in node.operands for term in terms(operand))
-            nodes[i] = dataclasses.replace(node, operands=operands)
-
-
-def _fuse_mean(nodes: list[Node], needed: set[int], constants: Sequence[tuple[Any, int]]) -> None:
-    """Merge a sum into the multiplication by 1 / size that alone reads it, uncopied, in place."""
-    readers = _readers(nodes, needed)
-    known = {number: array for array, number in constants if not isinstance(array, Tracer)}
-    for i, node in enumerate(nodes):
-        if node.primitive is not rules.scale_p:
-            continue
-        (total, *_), (factor, *_) = (operand.producers for operand in node.operands)
-        alone = not node.operands[0].copies and readers[total] == 1
-        if alone and nodes[total].primitive is jax_primitives.reduce_sum_p and factor in known:
-            (summed,), params = nodes[total].operands, dict(nodes[total].params)
-            size = math.prod(summed.shape[axis] for axis in params["axes"])
-            if np.allclose(size * np.asarray(known[factor]), 1, rtol=1e-6, atol=0):
-                axes = tuple(axis - len(summed.shape) for axis in params["axes"])
-                nodes[i] = dataclasses.replace(
-                    node, name="mean", primitive=rules.mean_p, params=(("axes", axes),), operands=(summed,)
-                )
+    return jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, Value) else x

@@ -78,6 +78,19 @@ def relative_error(params, reference, start) -> float:
     )
 
 
+def patches(x: np.ndarray, kernel_shape: tuple[int, int], strides: tuple[int, int] = (1, 1)) -> np.ndarray:
+    """Patches of images ``(..., height, width, channels)`` copied one number at a time; the window is innermost."""
+    *lead, height, width, channels = x.shape
+    (kernel_height, kernel_width), (down, right) = kernel_shape, strides
+    images = x.reshape(-1, height, width, channels)
+    rows, columns = (height - kernel_height) // down + 1, (width - kernel_width) // right + 1
+    out = np.zeros((len(images), rows, columns, kernel_height * kernel_width * channels))
+    for n, row, column in np.ndindex(out.shape[:-1]):
+        for k, (i, j, c) in enumerate(np.ndindex(kernel_height, kernel_width, channels)):
+            out[n, row, column, k] = images[n, row * down + i, column * right + j, c]
+    return out.reshape(*lead, *out.shape[1:])
+
+
 # The zoo: one small network per kind of architecture.
 
 

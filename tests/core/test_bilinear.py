@@ -1,5 +1,7 @@
 """The generic bilinear rule against its own edges."""
 
+import re
+
 import flax.linen
 import jax
 import jax.numpy as jnp
@@ -169,3 +171,32 @@ def test_sums_over_edges(name):
         np.testing.assert_allclose(
             jnp.broadcast_to(dots.total(jnp.ones(node.shape), position), counts[position].shape), counts[position]
         )
+
+
+@pytest.mark.parametrize("name", ["matmul", "conv"])
+@pytest.mark.parametrize("representation", ["consensus", "edges", "history"])
+def test_the_precision_of_a_product_is_kept(name, representation):
+    """In the product, its transposes and the forward pass; by argument or by JAX's context around the loss."""
+    x, y = jnp.ones((4, 5, 3)), jnp.zeros(4, int)
+
+    def loss_fn(w, precision):
+        if name == "matmul":
+            return nn.cross_entropy(jnp.matmul(x[:, 0], w, precision=precision), y)
+        layout = ("NWC", "WIO", "NWC")
+        out = lax.conv_general_dilated(x, w, (1,), "SAME", dimension_numbers=layout, precision=precision)
+        return nn.cross_entropy(out[:, 0], y)
+
+    def precisions(loss_fn):
+        make = optim.DouglasRachford if representation == "history" else optim.AlternatingProjections
+        update = make(2, representation=representation).update
+        text = str(jax.make_jaxpr(lambda w: update(loss_fn, w))(jnp.ones((3, 2) if name == "matmul" else (3, 3, 2))))
+        found = re.findall(r"\bprecision=(\S+(?: \S+\))?)", text)
+        assert len(found) == text.count("dot_general[") + text.count("conv_general_dilated[") > 0
+        return set(found)
+
+    def by_context(w):
+        with jax.default_matmul_precision("highest"):
+            return loss_fn(w, None)
+
+    assert precisions(by_context) == {"(Precision.HIGHEST, Precision.HIGHEST)"}
+    assert precisions(lambda w: loss_fn(w, lax.Precision.HIGH)) == {"(Precision.HIGH, Precision.HIGH)"}

@@ -147,6 +147,38 @@ def test_consensus_over_consumers_differs_only_where_fan_outs_differ():
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("outside", [False, True])
+@pytest.mark.parametrize("operators", PRESETS.values(), ids=PRESETS)
+def test_an_operation_of_a_scan_is_one_consumer(operators, outside):
+    """Its steps count one by one in a mean over edges, and only by consumers is an unrolled network another."""
+    x, y = jax.random.normal(jax.random.key(0), (3, 8, 4)), jnp.arange(24).reshape(3, 8) % 2
+    keys = jax.random.split(jax.random.key(1), 3)
+    start = {k: jax.random.normal(key, s) / 2 for k, key, s in zip("vwo", keys, ((4, 6), (6, 6), (6, 2)), strict=True)}
+
+    def cell(p, h, x):
+        h = pjax.sum_relu(h @ p["w"], x @ p["v"])
+        return h, h @ p["o"]
+
+    def scanned(p):
+        return jax.lax.scan(lambda h, x: cell(p, h, x), jnp.zeros((8, 6)), x)[1]
+
+    def unrolled(p):
+        h, outputs = jnp.zeros((8, 6)), []
+        for step in x:
+            h, output = cell(p, h, step)
+            outputs.append(output)
+        return jnp.stack(outputs)
+
+    def loss_fn(p, run):
+        losses = [nn.cross_entropy(run(p), y)]
+        return [*losses, nn.cross_entropy(jnp.maximum(x[0] @ p["v"], 0) @ p["o"], y[0])] if outside else losses
+
+    a, b = (AP(10, operators).update(lambda p, r=run: loss_fn(p, r), start).params for run in (scanned, unrolled))
+    same = operators.consensus == "edges" or not outside
+    assert (relative_error(a, b, start) < 1e-9) == same
+
+
+@pytest.mark.usefixtures("x64")
 def test_dots_on_side_a_are_held_by_history_too():
     """An output bias puts the last dot product on side A."""
     x, y = blobs(32, 12, 5)

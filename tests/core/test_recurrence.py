@@ -20,12 +20,7 @@ METHODS = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick_to_compile():
-    """Networks this small run in no time however they are compiled."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
 def unrolled(step, carry, xs, length=None, reverse=False):

@@ -1,5 +1,7 @@
 """Tracing plain JAX: the graph it gives and the errors it explains."""
 
+import contextlib
+
 import flax.linen
 import jax
 import jax.numpy as jnp
@@ -218,6 +220,15 @@ def test_two_dtypes_of_parameters_are_refused():
 def test_half_precision_is_refused(dtype):
     with pytest.raises(TypeError, match=f"parameter 'w' has dtype {jnp.dtype(dtype).name}.*use float32 or float64"):
         pjax.trace(lambda p: nn.cross_entropy(X.astype(dtype) @ p["w"], Y), {"w": W.astype(dtype)})
+
+
+def test_explicit_mesh_axes_are_refused_and_automatic_ones_are_not():
+    for kind in (jax.sharding.AxisType.Explicit, jax.sharding.AxisType.Auto):
+        mesh = jax.make_mesh((1,), ("batch",), axis_types=(kind,))
+        x = jax.device_put(X, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch")))
+        refused = kind == jax.sharding.AxisType.Explicit
+        with pytest.raises(TypeError, match="explicit mesh axes") if refused else contextlib.nullcontext():
+            pjax.trace(lambda w, x=x: nn.cross_entropy(x @ w, Y), W)
 
 
 def test_what_no_loss_needs_is_neither_traced_nor_counted():
