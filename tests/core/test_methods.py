@@ -80,6 +80,28 @@ def test_a_window_of_two_stays_within_its_bound(sizes, skip, operators):
     assert relative_error(windowed, edges, start) < 1e-3
 
 
+@pytest.mark.usefixtures("x64")
+def test_what_falls_out_of_the_window_goes_to_the_next_oldest_slot():
+    loss_fn, start = network((12, 64, 5), batch=64)
+    graph, program, captured, constants, indices = trace_with_arrays(loss_fn, start)
+    values = graph.values(program.values(captured, jax.tree.leaves(start)), constants, indices)
+    problem = Problem(graph, values, indices, pjax.EXACT, graph.sides, DR(window=2).hold)
+    (number, history), *_ = [(n, h) for n, h in problem.holders.items() if isinstance(h, History)]
+    before = z = problem.start()
+    for _ in range(3):
+        before, z = z, DR(window=2).step(problem, z)
+    x = problem.project(graph.sides[0], before)
+    y = problem.project(graph.sides[1], problem.combine((2, x), (-1, before)))
+    operands, coefficients = history._terms(problem.combine((1, before), (1, y), (-1, x))[number])
+    assert len(operands) == 3
+    settled = z[number]
+    for kept, (_, w) in zip(settled.slots, operands[1:], strict=True):
+        np.testing.assert_allclose(kept[1], w, rtol=1e-12)
+    folded = jnp.stack([coefficients[:, 0] + coefficients[:, 1], coefficients[:, 2]], 1)
+    np.testing.assert_allclose(settled.coefficients, folded, rtol=1e-12)
+    assert float(jnp.abs(coefficients[:, 0]).max()) > 1e-6
+
+
 def test_folding_never_makes_an_impossible_state():
     """Narrow layers have large roots, where a truncated past is far from edges; it must still train."""
     x, y = blobs(64, 6, 5)

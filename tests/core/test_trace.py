@@ -46,8 +46,9 @@ def test_an_addition_that_others_read_is_not_fused():
         h = X @ p["w"] + p["b"]
         return nn.cross_entropy(jnp.maximum(h, 0), Y), nn.cross_entropy(h, Y)
 
-    names = _names(pjax.trace(loss_fn, {"w": jnp.ones((3, 2)), "b": jnp.ones((4, 2))}))
-    assert names == ["dot_general", "add", "sum_relu", "cross_entropy", "cross_entropy"]
+    graph = pjax.trace(loss_fn, {"w": jnp.ones((3, 2)), "b": jnp.ones((4, 2))})
+    assert _names(graph) == ["dot_general", "add", "sum_relu", "cross_entropy", "cross_entropy"]
+    assert [len(n.operands) for n in graph.nodes if n.name == "sum_relu"] == [1]
 
 
 def test_constants_are_evaluated_whatever_their_primitives():
