@@ -29,14 +29,14 @@ class Defect(NamedTuple):
 DEFECTS = (
     Defect(
         "carry shifted the wrong way",
-        "trace.py",
+        "recurrence.py",
         "jnp.concatenate([a[None], b[:-1]])",
         "jnp.concatenate([a[None], b[1:]])",
         ("test_recurrence.py::test_scan_is_the_unrolled_network[plain-AP]",),
     ),
     Defect(
         "time that runs backwards forgotten",
-        "trace.py",
+        "recurrence.py",
         'if eqn.params["reverse"] else x',
         "if False else x",
         ("test_recurrence.py::test_scan_is_the_unrolled_network[backwards-AP]",),
@@ -135,16 +135,16 @@ DEFECTS = (
     Defect(
         "inner product of a history twice too large",
         "history.py",
-        "projections.dot_root(twice_p / 2, q,",
-        "projections.dot_root(twice_p, q,",
+        "projections.dot_root((u - v) / 4, (u + v) / 2,",
+        "projections.dot_root((u - v) / 2, (u + v) / 2,",
         ("test_architectures.py::test_every_representation_equals_edges[DR-MLP]",),
     ),
     Defect(
         "folded into the newest slot",
         "history.py",
-        ".at[0].add(jnp.sum(c[:drop], 0))",
-        ".at[-1].add(jnp.sum(c[:drop], 0))",
-        ("test_methods.py::test_the_oldest_coefficient_is_folded_into_the_next_oldest_slot",),
+        ".at[:, 0].add(jnp.sum(coefficients[:, :drop], 1))",
+        ".at[:, -1].add(jnp.sum(coefficients[:, :drop], 1))",
+        ("test_methods.py::test_what_falls_out_of_the_window_goes_to_the_next_oldest_slot",),
     ),
     Defect(
         "consumers averaged without their numbers of copies",
@@ -183,7 +183,7 @@ DEFECTS = (
     ),
     Defect(
         "an addition that others read is fused",
-        "trace.py",
+        "fusion.py",
         "or readers[operand.producers[0]] != 1:",
         "or readers[operand.producers[0]] < 1:",
         ("test_trace.py::test_an_addition_that_others_read_is_not_fused",),

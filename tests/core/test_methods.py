@@ -81,22 +81,25 @@ def test_a_window_of_two_stays_within_its_bound(sizes, skip, operators):
 
 
 @pytest.mark.usefixtures("x64")
-def test_the_oldest_coefficient_is_folded_into_the_next_oldest_slot():
-    loss_fn, start = network((12, 64, 5), skip=False)
+def test_what_falls_out_of_the_window_goes_to_the_next_oldest_slot():
+    loss_fn, start = network((12, 64, 5), batch=64)
     graph, program, captured, constants, indices = trace_with_arrays(loss_fn, start)
     values = graph.values(program.values(captured, jax.tree.leaves(start)), constants, indices)
-    history = DR(representation="history", window=2)
-    holders = Problem(graph, values, indices, pjax.EXACT, graph.sides, history.hold).holders
-    weight = next(n for n in graph.numbers("parameter") if graph.nodes[n].name == "out.weight")
-    ((node, position),) = graph.consumers[weight]
-    holder = holders[node]
-    assert isinstance(holder, History)
-    z = holder.start(values, frozenset())
-    for scale in (2, 3):
-        term = holder.write(z, {p: scale * values[p] for p in graph.nodes[node].producers()})
-        z = holder.settle(holder.combine([(0.5, z), (0.3, term)]))
-    # 0.25 of the start, 0.15 of the first, 0.3 of the second: the window holds the last two.
-    np.testing.assert_allclose(holder.mean(z, position, weight), (2 * (0.25 + 0.15) + 3 * 0.3) * start["out.weight"])
+    problem = Problem(graph, values, indices, pjax.EXACT, graph.sides, DR(window=2).hold)
+    (number, history), *_ = [(n, h) for n, h in problem.holders.items() if isinstance(h, History)]
+    before = z = problem.start()
+    for _ in range(3):
+        before, z = z, DR(window=2).step(problem, z)
+    x = problem.project(graph.sides[0], before)
+    y = problem.project(graph.sides[1], problem.combine((2, x), (-1, before)))
+    operands, coefficients = history._terms(problem.combine((1, before), (1, y), (-1, x))[number])
+    assert len(operands) == 3
+    settled = z[number]
+    for kept, (_, w) in zip(settled.slots, operands[1:], strict=True):
+        np.testing.assert_allclose(kept[1], w, rtol=1e-12)
+    folded = jnp.stack([coefficients[:, 0] + coefficients[:, 1], coefficients[:, 2]], 1)
+    np.testing.assert_allclose(settled.coefficients, folded, rtol=1e-12)
+    assert float(jnp.abs(coefficients[:, 0]).max()) > 1e-6
 
 
 def test_folding_never_makes_an_impossible_state():

@@ -372,21 +372,6 @@ def test_parameters_of_another_tree_are_refused():
             optim.AlternatingProjections(1).update(lambda p: nn.cross_entropy(model.apply(p, x), y), wrong)
 
 
-@pytest.mark.parametrize("make", [jnp.array, np.array], ids=["jax", "numpy"])
-@pytest.mark.parametrize("tokens", [[0, 5], [-1, 0]], ids=["too large", "negative"])
-def test_tokens_out_of_range(tokens, make):
-    model, tokens = nn.Embedding(5, 3), make(tokens)
-    params = model.init(jax.random.key(0))
-    with pytest.raises(ValueError, match=r"tokens from -?\d to \d for 5 embeddings: they lie in 0 to 4"):
-        pjax.trace(lambda p: nn.cross_entropy(model.apply(p, tokens), jnp.zeros(2, int)), params)
-
-
-def test_tokens_are_integers():
-    model = nn.Embedding(5, 3)
-    with pytest.raises(TypeError, match="Embedding takes integer tokens; it got float32"):
-        model.apply(model.init(jax.random.key(0)), jnp.ones(4))
-
-
 @pytest.mark.parametrize("make", [jnp.array, np.array, list], ids=["jax", "numpy", "list"])
 @pytest.mark.parametrize("loss", [nn.cross_entropy, nn.margin_loss])
 def test_labels_out_of_range_in_training(loss, make):
