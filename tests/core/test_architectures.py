@@ -13,7 +13,6 @@ import pytest
 
 import pjax_core as pjax
 from pjax_core import nn, optim
-from pjax_core.stacking import stack
 from tests.core.networks import RNN, ZOO, images, initial, relative_error, sentences, zoo
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
