@@ -42,6 +42,6 @@ def test_a_defect_that_no_test_sees_survives(capsys):
 
 def test_a_line_that_is_gone_is_an_error(tmp_path):
     (tmp_path / "pjax_core").mkdir()
-    (tmp_path / "pjax_core" / "trace.py").write_text("changed")
+    (tmp_path / "pjax_core" / mutations.DEFECTS[0].file).write_text("changed")
     with pytest.raises(ValueError, match="holds 0 times, not once"):
         mutations.plant(mutations.DEFECTS[0], tmp_path)
