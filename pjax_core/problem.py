@@ -37,8 +37,8 @@ class Diagnostics:
             target has moved from its value in the forward pass; where it vanishes a layer learns nothing.
         roots_at_bracket: share of dot products whose root lies at the ends of (-1, 1) or outside, where Theorem 7
             has no root or an unguarded Newton iteration lost it.
-        folded_coefficient: largest coefficient that a window of history folded into the next-oldest slot in the
-            last step; 0 without history.
+        folded_coefficient: largest coefficient that a window of history folds into the next-oldest slot in one more
+            step; 0 without history.
     """
 
     residual: Array

@@ -318,15 +318,20 @@ cross_entropy_p = defprimitive(
 )
 
 
-def _cross_entropy(
-    operands: tuple[Array, ...], target: None, weight: ArrayLike, operators: Operators
-) -> tuple[tuple[Array, ...], None]:
-    del target, weight
-    x, labels = operands
-    return (projections.prox_cross_entropy(x, labels, operators), labels), None
+def _with_labels(apply: Callable[..., Array]) -> Rule:
+    """Make the rule of ``apply(x, labels, operators, **params)``; the labels stay as they are."""
+
+    def rule(
+        operands: tuple[Array, ...], target: None, weight: ArrayLike, operators: Operators, **params: Any
+    ) -> tuple[tuple[Array, ...], None]:
+        del target, weight
+        x, labels = operands
+        return (apply(x, labels, operators, **params), labels), None
+
+    return rule
 
 
-defloss(cross_entropy_p, _cross_entropy)
+defloss(cross_entropy_p, _with_labels(projections.prox_cross_entropy))
 
 
 def _margin_value(x: Array, labels: Array, *, margin: float) -> Array:
@@ -336,33 +341,12 @@ def _margin_value(x: Array, labels: Array, *, margin: float) -> Array:
 margin_p = defprimitive("margin", _margin_value)
 
 
-def _margin(
-    operands: tuple[Array, ...],
-    target: None,
-    weight: ArrayLike,
-    operators: Operators,
-    *,
-    margin: float,
-) -> tuple[tuple[Array, ...], None]:
-    del target, weight, operators
-    x, labels = operands
-    return (projections.project_margin(x, labels, margin=margin), labels), None
-
-
-defloss(margin_p, _margin)
+defloss(margin_p, _with_labels(lambda x, labels, _, *, margin: projections.project_margin(x, labels, margin=margin)))
 
 squared_error_p = defprimitive("squared_error", lambda x, targets: jnp.sum(jnp.square(x - targets), -1))
 
 
-def _squared_error(
-    operands: tuple[Array, ...], target: None, weight: ArrayLike, operators: Operators
-) -> tuple[tuple[Array, ...], None]:
-    del target, weight
-    x, targets = operands
-    return (projections.prox_squared_error(x, targets, operators), targets), None
-
-
-defloss(squared_error_p, _squared_error)
+defloss(squared_error_p, _with_labels(projections.prox_squared_error))
 
 # Copies. A new one is one line: its transpose is JAX's.
 
