@@ -33,13 +33,6 @@ METHODS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _forget_programs():
-    """Dozens of large programs in one process exhaust its memory mappings."""
-    yield
-    jax.clear_caches()
-
-
 def _steps(network, method):
     """20; fewer where history would hold 41 values, which takes half a minute to compile."""
     return 6 if METHODS[method][1] == 2 and network != "quantised MLP" else STEPS
