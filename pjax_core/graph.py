@@ -179,11 +179,11 @@ class Graph:
     @functools.cached_property
     def sides(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The bipartition (Theorem 2): side A, which holds the first loss, and side B."""
-        colour = {n: c for component in colourings(self) for n, c in component.items()}
+        distance = distances(self)
         for number, node in enumerate(self.nodes):
-            if any(colour[p] == colour[number] for p in node.producers()):
+            if any(distance[p] == distance[number] for p in node.producers()):
                 raise ValueError(f"node {number}, {node.name}, is on an odd cycle; make_bipartite inserts identities")
-        a, b = ([n for n in range(len(self.nodes)) if colour[n] == side] for side in (0, 1))
+        a, b = ([n for n in range(len(self.nodes)) if distance[n] % 2 == side] for side in (0, 1))
         return tuple(a), tuple(b)
 
     @functools.cached_property
@@ -287,28 +287,22 @@ class Graph:
         return "\n".join(lines)
 
 
-def colourings(graph: Graph, cut: Collection[int] = ()) -> list[dict[int, int]]:
-    """Two-colour every connected component by breadth-first search: the losses' first, the others last to first.
+def distances(graph: Graph, cut: Collection[int] = ()) -> dict[int, int]:
+    """Find how far every node is from the first loss of its connected component, or from its last node.
 
-    A component's first loss, or its last node, gets 0. Edges out of the producers in ``cut`` are left out.
-    Two ends of an edge get the same colour only where a component holds an odd cycle.
+    Even and odd distances two-colour a component, unless it holds an odd cycle: then both ends of some edge are
+    equally far. An edge out of a producer in ``cut`` is taken only where there is no other way on.
     """
-    found: list[dict[int, int]] = []
-    seen: set[int] = set()
+    distance: dict[int, int] = {}
     for start in [*graph.numbers("loss"), *reversed(range(len(graph.nodes)))]:
-        if start in seen:
-            continue
-        colour = {start: 0}
-        queue = deque(colour)
-        while queue:
-            number = queue.popleft()
-            for neighbour, producer in graph.neighbours[number]:
-                if producer not in cut and neighbour not in colour:
-                    colour[neighbour] = 1 - colour[number]
-                    queue.append(neighbour)
-        seen.update(colour)
-        found.append(colour)
-    return found
+        queue, later = deque([(start, 0)]), deque[tuple[int, int]]()
+        while queue or later:
+            number, far = (queue or later).popleft()
+            if number not in distance:
+                distance[number] = far
+                for neighbour, producer in graph.neighbours[number]:
+                    (later if producer in cut else queue).append((neighbour, far + 1))
+    return distance
 
 
 def _edge_sizes(node: Node) -> list[int]:
