@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from pjax_core import rules
@@ -84,15 +83,3 @@ class Dots:
         """Return the mean number of copies of an element of an operand."""
         copies = jax.eval_shape(self.expand, *self._shapes)[position]
         return copies.size / self._shapes[position].size
-
-
-def collapse(counts: Array) -> Array | int:
-    """Give known counts length 1 along axes where they repeat; a number where all are equal.
-
-    Compiled code then holds no array for them.
-    """
-    known = np.rint(np.asarray(counts))
-    for axis, length in enumerate(known.shape):
-        first = known.take([0], axis) if length else known
-        known = first if np.array_equal(np.broadcast_to(first, known.shape), known) else known
-    return int(known.flat[0]) if known.size == 1 else jnp.asarray(known, counts.dtype)

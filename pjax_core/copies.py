@@ -21,13 +21,12 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from pjax_core import projections, rules
-from pjax_core.bilinear import Dots, collapse, projection_factor
+from pjax_core.bilinear import Dots, projection_factor
+from pjax_core.counting import living
 from pjax_core.graph import Node
-from pjax_core.jaxprs import at_once
 from pjax_core.operators import Operators
 
 Operands = tuple[Array, ...]
@@ -41,10 +40,8 @@ class Site:
         node, operators: how to project.
         constants: the values of its producers that are constant.
         dots: the sums of a bilinear node, else ``None``.
-        counts: edges from every element of a producer, by operand position; a number where all are equal.
-
-    Scalar nodes whose output nobody reads are not in the paper's graph. Here they share an array with others:
-    ``alive`` (output's shape) is 1 for those that count; the copies of the rest are in no mean.
+        counts: edges from every element of a producer that is not constant, by operand position; a number where
+            all are equal (:mod:`pjax_core.counting`, also for ``alive``).
     """
 
     def __init__(
@@ -55,12 +52,11 @@ class Site:
         constants: Values,
         indices: Sequence[Array],
         alive: Array | None,
+        counts: tuple[dict[int, Array | int], ...],
     ) -> None:
         self.node, self.operators, self.constants, self._alive = node, operators, constants, alive
-        self._producers, self._indices = producers, indices
+        self._producers, self._indices, self.counts = producers, indices, counts
         self.dots = Dots(node) if node.primitive in rules.bilinear_rules else None
-        # Here and not on demand: outside the loop over steps, which then does not repeat them.
-        self.counts = tuple(self._count(position) for position in range(len(node.operands)))
 
     def spread(self, values: Values, *, partial: bool = False) -> Operands:
         """Operands from the producers' values; ``partial``: zero where a producer's is not given."""
@@ -69,50 +65,21 @@ class Site:
             known |= {p: jnp.zeros(a.shape, a.dtype) for p, a in self._producers.items() if p not in values}
         return tuple(o.spread([known[p] for p in o.producers], self._indices) for o in self.node.operands)
 
-    def gather(self, position: int, copies: Array, indices: Sequence[Array] | None) -> dict[int, Array]:
-        """Sum an operand's copies by producer (the transpose of :meth:`spread`); see ``Operand.spread``."""
-        operand = self.node.operands[position]
-        avals = [jax.ShapeDtypeStruct(self._producers[p].shape, copies.dtype) for p in operand.producers]
-        return dict(zip(operand.producers, operand.gather(copies, avals, indices), strict=True))
-
-    def _count(self, position: int) -> dict[int, Array | int]:
-        operand = self.node.operands[position]
-        # In single precision at least: half precision cannot count to 257.
-        dtype = jnp.promote_types(operand.dtype, jnp.float32)
-        with at_once(self._alive):
-            if self.dots:
-                copies = self.dots.total(self.living(jnp.ones(self.node.shape, dtype)), position)
-                copies = jnp.broadcast_to(copies, operand.shape)
-            else:
-                copies = self._living_operand(jnp.ones(operand.shape, dtype))
-            # Behind an index array, edges are counted when the graph runs; the others now.
-            known = self.gather(position, copies, indices=None)
-            if not isinstance(copies, Tracer):
-                known = {p: collapse(count) for p, count in known.items()}
-        indexed = operand.indexed
-        found = self.gather(position, copies, self._indices) if indexed else {}
-        return {**known, **{p: count for p, count in found.items() if p in indexed}}
-
     def living(self, coefficient: Array) -> Array:
         """Zero a coefficient per output where nobody reads the output."""
-        return coefficient if self._alive is None else coefficient * self._alive
-
-    def _living_operand(self, copies: Array) -> Array:
-        """Zero the edges of unread outputs; a rule that is neither element-wise nor over axes keeps all."""
-        params = dict(self.node.params)
-        if self._alive is None or (copies.shape != self.node.shape and "axes" not in params):
-            return copies
-        alive = self._alive if copies.shape == self.node.shape else jnp.expand_dims(self._alive, params["axes"])
-        return copies * alive
+        return living(self.node, coefficient, self._alive)
 
     def means(self, position: int, copies: Array) -> dict[int, Array]:
         """Average an operand's copies (of a bilinear node, their living sums) by producer; zero where none are."""
-        copies = copies if self.dots else self._living_operand(copies)
-        counts = self.counts[position]
-        return {
-            p: s / (max(counts[p], 1) if isinstance(counts[p], int) else jnp.maximum(counts[p], 1))
-            for p, s in self.gather(position, copies, self._indices).items()
+        operand = self.node.operands[position]
+        copies = copies if self.dots else self.living(copies)
+        sums = operand.gather(copies, [self._producers[p] for p in operand.producers], self._indices)
+        sum_of = dict(zip(operand.producers, sums, strict=True))
+        # A whole number stays one, so that nothing divides by an array.
+        at_least_one = {
+            p: max(c, 1) if isinstance(c, int) else jnp.maximum(c, 1) for p, c in self.counts[position].items()
         }
+        return {p: sum_of[p] / count for p, count in at_least_one.items()}
 
     def project(self, operands: Operands, target: Array | None, weight: ArrayLike) -> tuple[Operands, Array | None]:
         """Apply the rule of a constraint or loss whose operand elements are one edge each."""

@@ -19,16 +19,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.extend.core import Primitive
+from jax.extend.core import Primitive, primitives
 
 from pjax_core import rules
 
 Kind = Literal["parameter", "constant", "constraint", "loss"]
+Source = tuple[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
 class Copy:
-    """One copy equation. An input is ``("producer" | "copy" | "index", position)``.
+    """One copy equation. An input is a :data:`Source`, ``("producer" | "copy" | "index", position)``.
 
     ``producer``: position in the operand's producers. ``copy``: position among the results of the
     operand's earlier copies. ``index``: position among the trace's index arrays.
@@ -36,9 +37,8 @@ class Copy:
 
     primitive: Primitive
     params: tuple[tuple[str, Any], ...]
-    inputs: tuple[tuple[str, int], ...]
+    inputs: tuple[Any, ...]  # sources; while tracing, values in their place
     results: int = 1
-    shape: tuple[int, ...] = ()  # of the result, where an input is an index
 
     @property
     def indexed(self) -> bool:
@@ -58,25 +58,17 @@ class Operand:
     shape: tuple[int, ...]
     dtype: np.dtype
 
-    def spread(self, values: Sequence[Array], indices: Sequence[Array] | None) -> Array:
-        """Apply S: from the producers' values, in order, to the operand.
-
-        Without ``indices``, with zeros in place of what copies take by an index array.
-        """
+    def spread(self, values: Sequence[Array], indices: Sequence[Array]) -> Array:
+        """Apply S: from the producers' values, in order, to the operand."""
         results: list[Array] = []
-        sources = {"producer": values, "copy": results, "index": indices or ()}
+        sources = {"producer": values, "copy": results, "index": indices}
         for copy in self.copies:
-            if copy.indexed and indices is None:
-                results.append(jnp.zeros(copy.shape, values[0].dtype))
-                continue
             inputs = [sources[kind][position] for kind, position in copy.inputs]
             out = copy.primitive.bind(*inputs, **dict(copy.params))
             results.extend(out if copy.primitive.multiple_results else [out])
         return results[-1] if self.copies else values[0]
 
-    def gather(
-        self, copies: Array, values: Sequence[jax.ShapeDtypeStruct], indices: Sequence[Array] | None
-    ) -> list[Array]:
+    def gather(self, copies: Array, values: Sequence[jax.ShapeDtypeStruct], indices: Sequence[Array]) -> list[Array]:
         """Apply the transpose of S: the sums of an operand's copies, in the producers' shapes."""
         if not self.copies:
             return [copies]
@@ -84,23 +76,47 @@ class Operand:
         return list(transpose(copies))
 
     @property
-    def indexed(self) -> list[int]:
+    def indexed(self) -> set[int]:
         """Producers some of whose copies are taken by an index array."""
-        found: list[int] = []
-
-        def visit(source: tuple[str, int], behind: bool) -> None:
-            kind, position = source
-            if kind == "copy":
-                for x in results[position].inputs:
-                    visit(x, behind or results[position].indexed)
-            elif kind == "producer" and behind:
-                found.append(self.producers[position])
-
-        # Every copy with an index has one result; others are found by any of theirs.
-        results = [copy for copy in self.copies for _ in range(copy.results)]
-        if any(copy.indexed for copy in self.copies):
-            visit(("copy", len(results) - 1), False)
+        found: set[int] = set()
+        below: list[set[int]] = []  # producers that a result is made of
+        for copy in self.copies:
+            made_of: set[int] = set()
+            for kind, position in copy.inputs:
+                if kind != "index":
+                    made_of |= below[position] if kind == "copy" else {self.producers[position]}
+            found |= made_of if copy.indexed else set()
+            below += [made_of] * copy.results
         return found
+
+
+class OperandBuilder:
+    """Collects the copies of one operand."""
+
+    def __init__(self) -> None:
+        self._producers: list[int] = []
+        self._copies: list[Copy] = []
+        self._results = 0
+
+    def producer(self, number: int) -> Source:
+        """Read a node's value."""
+        if number not in self._producers:
+            self._producers.append(number)
+        return "producer", self._producers.index(number)
+
+    def copy(
+        self, primitive: Primitive, params: tuple[tuple[str, Any], ...], inputs: Sequence[Source], results: int = 1
+    ) -> list[Source]:
+        """Append a copy."""
+        self._copies.append(Copy(primitive, params, tuple(inputs), results))
+        self._results += results
+        return [("copy", self._results - results + i) for i in range(results)]
+
+    def finish(self, source: Source, shape: tuple[int, ...], dtype: np.dtype) -> Operand:
+        """Make the operand that the source is; it ends on it."""
+        if source[0] == "copy" and source[1] != self._results - 1:
+            self.copy(primitives.copy_p, (), [source])
+        return Operand(tuple(self._producers), tuple(self._copies), shape, dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +171,11 @@ class Graph:
     def numbers(self, *kinds: Kind) -> list[int]:
         """Numbers of the nodes of these kinds, in order."""
         return [i for i, node in enumerate(self.nodes) if node.kind in kinds]
+
+    @functools.cached_property
+    def recurrent(self) -> bool:
+        """Whether a node reads itself or a later node."""
+        return any(p >= n for n, node in enumerate(self.nodes) for p in node.producers())
 
     @functools.cached_property
     def consumers(self) -> tuple[tuple[tuple[int, int], ...], ...]:

@@ -3,11 +3,13 @@
 An output's copies ``(x', w')`` are held as their sum and difference, ``u = x' + w'`` and ``v = x' - w'``, because
 everything that happens to them acts on each of the two by itself: a projection (Eq. 31) multiplies u by
 ``1 / (1 - lambda)`` and v by ``1 / (1 + lambda)``, a consensus (X, W) adds ``X + W`` and ``X - W``. A *number* below
-is the pair of factors of u and v, one of each per output: an array of shape ``(2, *output)``.
+is the pair of factors of u and v, one of each per output: an array of shape ``(2, *output)``. Slots are stacked
+along a leading axis and worked through by a scan, so that a program's size does not depend on the window.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +28,13 @@ class HistoryState:
     """Copies as combinations of past consensus values (slots, oldest first).
 
     Attributes:
-        slots: the consensus values ``(x, w)``. An operand that is constant is ``None``.
+        slots: the consensus values x and w, ``(slots, *operand)``. An operand that is constant is ``None``.
         fixed: the operand that is constant, else ``None``.
-        coefficients: a number per slot, ``(2, slots, *output)``.
-        gram: inner products of the slots, of their sums and of their differences, ``(2, slots, slots, *output)``.
+        coefficients: a number per slot, ``(slots, 2, *output)``.
+        gram: inner products of the slots, of their sums and of their differences, ``(slots, slots, 2, *output)``.
     """
 
-    slots: tuple[tuple[Array | None, Array | None], ...]
+    slots: tuple[Array | None, Array | None]
     fixed: tuple[Array | None, Array | None]
     coefficients: Array
     gram: Array
@@ -74,7 +76,7 @@ class History:
     def _full(self, *numbers: Array | float) -> Array:
         """Stack numbers per slot."""
         shape = (2, *self._shape)
-        return jnp.stack([jnp.broadcast_to(c, shape).astype(self._dtype) for c in numbers], 1)
+        return jnp.stack([jnp.broadcast_to(c, shape).astype(self._dtype) for c in numbers])
 
     def write(self, z: "HistoryState | _Combination", values: Values) -> _Combination:
         """Give every copy the value of its producer; all producers write at once."""
@@ -85,24 +87,28 @@ class History:
     def start(self, values: Values, pending: frozenset[int]) -> HistoryState:
         """State of a network at rest, with as many slots as the window so that its shape is steady."""
         del pending
-        x, w = self._site.spread(values)
+        x, w = pair = self._site.spread(values)
         inner = self._inner((x, w), (x, w), None)
+        stacked = [None if fixed else jnp.stack([a] * self._window) for a, fixed in zip(pair, self._fixed, strict=True)]
         return HistoryState(
-            ((None if self._fixed[0] else x, None if self._fixed[1] else w),) * self._window,
+            (stacked[0], stacked[1]),
             (x if self._fixed[0] else None, w if self._fixed[1] else None),
             self._full(*[0.0] * (self._window - 1), 1.0),
-            jnp.broadcast_to(inner[:, None, None], (2, self._window, self._window, *self._shape)),
+            jnp.broadcast_to(inner, (self._window, self._window, *inner.shape)),
         )
 
-    def _slots(self, past: HistoryState) -> list[Pair]:
-        """Operands of every slot, constants filled in."""
-        filled = []
-        for slot in past.slots:
-            x, w = (f if s is None else s for s, f in zip(slot, past.fixed, strict=True))
+    def _over_slots(
+        self, fun: Callable[[Any, Pair, Array], tuple[Any, Any]], carry: Any, past: HistoryState, per_slot: Array
+    ) -> Any:
+        """Scan ``carry, y = fun(carry, operands, number)`` over the slots, constant operands filled in."""
+
+        def step(carry: Any, slot: tuple[tuple[Array | None, Array | None], Array]) -> tuple[Any, Any]:
+            x, w = (f if s is None else s for s, f in zip(slot[0], past.fixed, strict=True))
             assert x is not None
             assert w is not None
-            filled.append((x, w))
-        return filled
+            return fun(carry, (x, w), slot[1])
+
+        return jax.lax.scan(step, carry, (past.slots, per_slot), unroll=min(self._window, 4))
 
     def _inner(self, new: Pair, old: Pair, product: Array | None) -> Array:
         """Number (<x + w, x' + w'>, <x - w, x' - w'>) per output.
@@ -119,9 +125,10 @@ class History:
         return jnp.stack([norm + cross, norm - cross])
 
     def _row(self, past: HistoryState, new: Pair) -> Array:
-        """Inner products of a new uniform term with every slot, ``(2, slots, *output)``."""
-        own = (past.gram[0] - past.gram[1]) / 4  # f of the slots on the diagonal
-        return jnp.stack([self._inner(new, old, own[i, i]) for i, old in enumerate(self._slots(past))], 1)
+        """Inner products of a new uniform term with every slot, ``(slots, 2, *output)``."""
+        diagonal = jnp.moveaxis(jnp.diagonal(past.gram), -1, 0)
+        own = (diagonal[:, 0] - diagonal[:, 1]) / 4  # f of the slots
+        return self._over_slots(lambda _, old, f: (None, self._inner(new, old, f)), None, past, own)[1]
 
     @staticmethod
     def _lift(z: HistoryState | _Combination) -> _Combination:
@@ -136,35 +143,44 @@ class History:
                 term = c * e * self._inner(operands, others, None)
                 total, floor = (total + term, floor + term) if i == j else (total + 2 * term, floor)
         if z.past is not None:
-            a, gram = _per_slot(z.factor) * z.past.coefficients, z.past.gram
-            total = total + jnp.sum(a[:, :, None] * a[:, None] * gram, (1, 2))
-            floor = floor + sum(a[:, i] * a[:, i] * gram[:, i, i] for i in range(self._window))
+            a = self.coefficients(z)[: self._window]
+            total = total + jnp.sum(a[:, None] * a[None] * z.past.gram, (0, 1))
+            floor = floor + jnp.sum(a * a * jnp.moveaxis(jnp.diagonal(z.past.gram), -1, 0), 0)
             for operands, c in new:
-                total = total + 2 * c * jnp.sum(a * self._row(z.past, operands), 1)
+                total = total + 2 * c * jnp.sum(a * self._row(z.past, operands), 0)
         return jnp.maximum(total, float(jnp.finfo(self._dtype).eps) * floor)
-
-    def _terms(self, z: _Combination) -> tuple[list[Pair], Array]:
-        """Operands of every slot and new term, oldest first, and their coefficients ``(2, terms, *output)``."""
-        operands, parts = [term.operands for term in z.new], []
-        if z.past is not None:
-            operands = self._slots(z.past) + operands
-            parts.append(_per_slot(z.factor) * z.past.coefficients)
-        if z.new:
-            parts.append(self._full(*z.new.values()))
-        return operands, jnp.concatenate(parts, 1)
 
     def mean(self, z: HistoryState | _Combination, position: int, producer: int) -> Array:
         """Average the copies of each element of a producer."""
-        operands, (u, v) = self._terms(self._lift(z))
-        # Of an output's own operand (u + v) / 2 and of the other one (u - v) / 2, as (u + v) x + (u - v) w over 2.
-        own, other = ([self._site.living(c) for c in parts] for parts in ((u + v) / 2, (u - v) / 2))
-        sums = [pair[position] * self._dots.total(a, position) for a, pair in zip(own, operands, strict=True)]
+        z = self._lift(z)
+
+        def add(sums: tuple[Array, Array], operands: Pair, number: Array) -> tuple[tuple[Array, Array], None]:
+            # Of an output's own operand (u + v) / 2 and of the other one (u - v) / 2, as (u + v) x + (u - v) w over 2.
+            u, v = number
+            total, other = sums
+            total += operands[position] * self._dots.total(self._site.living((u + v) / 2), position)
+            d = self._site.living((u - v) / 2)
+            if self._fixed[1 - position]:
+                # The other operand is the same in every term: its coefficients add up, one product in all.
+                return (total, other + d), None
+            return (total + self._dots.pull(d, operands[1 - position], position), other), None
+
+        sums = (jnp.zeros(self._site.node.operands[position].shape, self._dtype), jnp.zeros(self._shape, self._dtype))
+        if z.past is not None:
+            sums, _ = self._over_slots(add, sums, z.past, self.coefficients(z)[: self._window])
+        for term, c in z.new.items():
+            sums, _ = add(sums, term.operands, self._full(c)[0])
+        total, other = sums
         if self._fixed[1 - position]:
-            # The other operand is the same in every term: its coefficients add up, one product in all.
-            sums.append(self._dots.pull(sum(other[1:], other[0]), operands[0][1 - position], position))
-        else:
-            sums += [self._dots.pull(d, pair[1 - position], position) for d, pair in zip(other, operands, strict=True)]
-        return self._site.means(position, sum(sums[1:], sums[0]))[producer]
+            total += self._dots.pull(other, self._constant(z), position)
+        return self._site.means(position, total)[producer]
+
+    def _constant(self, z: _Combination) -> Array:
+        """The operand that is constant."""
+        pair = z.past.fixed if z.past is not None else next(iter(z.new)).operands
+        constant = pair[self._fixed.index(True)]
+        assert constant is not None
+        return constant
 
     def project(
         self, z: HistoryState | _Combination, target: Array | None, weight: ArrayLike
@@ -189,31 +205,34 @@ class History:
                 new[term] = new[term] + scalar * c if term in new else scalar * c
         return _Combination(past, factor, new)
 
+    def coefficients(self, z: _Combination) -> Array:
+        """Numbers of every slot and new term, oldest first."""
+        assert z.past is not None
+        past = z.past.coefficients * (z.factor[None] if isinstance(z.factor, Array) else z.factor)
+        return jnp.concatenate([past, self._full(*z.new.values())]) if z.new else past
+
     def folded(self, z: _Combination) -> Array:
         """Largest coefficient that settling folds into the next-oldest slot."""
-        return jnp.max(jnp.abs(self._terms(z)[1][:, : len(z.new)]), initial=0)
+        return jnp.max(jnp.abs(self.coefficients(z)[: len(z.new)]), initial=0)
 
     def settle(self, z: _Combination) -> HistoryState:
         """Turn the step's combination into the next step's past, folding what the window cannot hold."""
-        past, drop = z.past, len(z.new)
+        past, new, drop = z.past, [term.operands for term in z.new], len(z.new)
         assert past is not None
-        operands, coefficients = self._terms(z)
-        gram = past.gram
-        for i, term in enumerate(z.new):
-            row = self._row(past, term.operands)
-            for earlier in list(z.new)[:i]:
-                row = jnp.concatenate([row, self._inner(term.operands, earlier.operands, None)[:, None]], 1)
-            corner = self._inner(term.operands, term.operands, None)[:, None, None]
-            side = jnp.concatenate([row[:, None], corner], 2)
-            gram = jnp.concatenate([jnp.concatenate([gram, row[:, :, None]], 2), side], 1)
-        return HistoryState(
-            tuple((None if self._fixed[0] else x, None if self._fixed[1] else w) for x, w in operands[-self._window :]),
-            past.fixed,
-            coefficients[:, drop:].at[:, 0].add(jnp.sum(coefficients[:, :drop], 1)),
-            gram[:, drop:, drop:],
+        coefficients, gram = self.coefficients(z), past.gram
+        for i, operands in enumerate(new):
+            earlier = [self._inner(operands, others, None)[None] for others in new[:i]]
+            row = jnp.concatenate([self._row(past, operands), *earlier])[None]
+            corner = self._inner(operands, operands, None)[None, None]
+            gram = jnp.concatenate([gram, row], 0)
+            gram = jnp.concatenate([gram, jnp.concatenate([jnp.swapaxes(row, 0, 1), corner], 0)], 1)
+        x, w = (
+            None if slots is None else jnp.concatenate([slots, *(pair[i][None] for pair in new)])[drop:]
+            for i, slots in enumerate(past.slots)
         )
-
-
-def _per_slot(number: Array | float) -> Array | float:
-    """Add the slots' axis to a number per output."""
-    return number[:, None] if isinstance(number, Array) else number
+        return HistoryState(
+            (x, w),
+            past.fixed,
+            coefficients[drop:].at[0].add(jnp.sum(coefficients[:drop], 0)),
+            gram[drop:, drop:],
+        )

@@ -31,16 +31,6 @@ class Value(NamedTuple):
     array: Any  # None while the graph is traced
 
 
-class CopyEqn(NamedTuple):
-    """A copy equation among traced values."""
-
-    primitive: Primitive
-    params: tuple[tuple[str, Any], ...]
-    inputs: tuple[Any, ...]  # Value, or ("index", position)
-    results: int
-    shape: tuple[int, ...]  # of the first result
-
-
 def at_once(*inputs: Any) -> contextlib.AbstractContextManager[None]:
     """Evaluate inside even an outer jit, if all inputs are known, so that graphs and counts do not depend on it."""
     known = not any(isinstance(x, Tracer) for x in inputs)

@@ -7,14 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from jax.core import Tracer
 
 from pjax_core.copies import Consensus, Edges, Site
+from pjax_core.counting import count_edges
 from pjax_core.graph import Graph
 from pjax_core.history import History
-from pjax_core.jaxprs import at_once
 from pjax_core.operators import Operators
 
 State = dict[int, Any]  # node number of a constraint or loss -> its copies
@@ -82,27 +80,19 @@ class Problem:
             hold: makes the holder of a node's copies; told whether all its producers are in one set.
         """
         self.graph, self._operators, self._values = graph, operators, values
+        masks, counts = count_edges(graph, indices)
         self._sites: dict[int, Site] = {}
-        masks: dict[int, Array | None] = {}
-        # Which outputs count depends on who reads them, so consumers come first. Round a recurrence all count at
-        # first, and those that turn out unread are taken out until nothing changes.
-        cyclic = any(p >= n for n, node in enumerate(graph.nodes) for p in node.producers())
-        while True:
-            before = dict(masks)
-            for number in reversed(graph.numbers("constraint", "loss")):
-                if all(reader in self._sites for reader, _ in graph.consumers[number]):
-                    masks[number] = self._mask(number) if graph.nodes[number].kind != "loss" else None
-                producers = {p: graph.nodes[p] for p in graph.nodes[number].producers()}
-                self._sites[number] = Site(
-                    graph.nodes[number],
-                    operators,
-                    {p: node.aval for p, node in producers.items()},
-                    {p: values[p] for p, node in producers.items() if node.kind == "constant"},
-                    indices,
-                    masks.get(number),
-                )
-            if not cyclic or _equal(before, masks):
-                break
+        for number in graph.numbers("constraint", "loss"):
+            producers = {p: graph.nodes[p] for p in graph.nodes[number].producers()}
+            self._sites[number] = Site(
+                graph.nodes[number],
+                operators,
+                {p: node.aval for p, node in producers.items()},
+                {p: values[p] for p, node in producers.items() if node.kind == "constant"},
+                indices,
+                masks.get(number),
+                counts[number],
+            )
         self._layer = {number: i for i, numbers in enumerate(cycle) for number in numbers}
         self._report: _Report | None = None
         self.holders: dict[int, Holder] = {}
@@ -162,19 +152,7 @@ class Problem:
 
     def _fan_out(self, number: int) -> Array | int:
         """Count the outgoing edges of every element of a node."""
-        counts = [self._sites[reader].counts[i][number] for reader, i in self.graph.consumers[number]]
-        with at_once(*counts):
-            return sum(counts)
-
-    def _mask(self, number: int) -> Array | None:
-        """1 where an element of a node has readers, else 0; ``None`` where all are known to have some."""
-        readers, node = self._fan_out(number), self.graph.nodes[number]
-        if not isinstance(readers, Tracer) and np.all(np.asarray(readers) > 0):
-            return None
-        with at_once(readers):
-            if isinstance(readers, int):
-                return jnp.zeros((1,) * len(node.shape), node.dtype)  # all that read it drop it
-            return (readers > 0).astype(readers.dtype)
+        return sum(self._sites[reader].counts[i][number] for reader, i in self.graph.consumers[number])
 
     def start(self) -> State:
         """Copies of the forward pass, ready for the first of a cycle of projections."""
@@ -251,16 +229,3 @@ class Problem:
         """Values of the nodes that a stack is made of, by origin."""
         origins = self.graph.nodes[number].origins
         return dict(zip(origins, value, strict=True)) if len(origins) > 1 else dict.fromkeys(origins, value)
-
-
-def _equal(before: dict[int, Array | None], after: dict[int, Array | None]) -> bool:
-    """Whether two rounds of masks agree."""
-    if any(isinstance(mask, Tracer) for mask in after.values()):
-        raise TypeError(
-            "hidden values of a recurrence are indexed by an array that is not known while tracing, so the edges "
-            "cannot be counted; index by a concrete array, or index parameters instead"
-        )
-    return before.keys() == after.keys() and all(
-        (a is None and b is None) or (a is not None and b is not None and np.array_equal(a, b))
-        for a, b in zip(before.values(), after.values(), strict=True)
-    )

@@ -123,16 +123,13 @@ def project_max(x: Array, target: Array, weight: ArrayLike = 1, *, axes: tuple[i
     return jnp.where(raised, wide, jnp.minimum(x, wide)), y
 
 
-def project_maximum(x: Array, w: Array, target: Array, weight: ArrayLike = 1) -> tuple[tuple[Array, Array], Array]:
+def project_maximum(x: Array, w: Array, target: Array, weight: ArrayLike = 1) -> tuple[Array, Array, Array]:
     """Project onto the graph of ``maximum(x, w)`` element-wise: Theorem 8 for two entries, in closed form."""
     top = jnp.maximum(x, w)
     # With one or both entries at the output; both is right exactly where it is the larger.
     y = jnp.maximum((top + weight * target) / (1 + weight), (x + w + weight * target) / (2 + weight))
     raised = target > top
-    return (
-        jnp.where(raised & (x >= w), y, jnp.minimum(x, y)),
-        jnp.where(raised & (x < w), y, jnp.minimum(w, y)),
-    ), y
+    return jnp.where(raised & (x >= w), y, jnp.minimum(x, y)), jnp.where(raised & (x < w), y, jnp.minimum(w, y)), y
 
 
 def _nearest(

@@ -15,8 +15,8 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, jaxpr_as_fun
 from jax.extend.core import primitives as jax_primitives
 
 from pjax_core import rules
-from pjax_core.graph import Node
-from pjax_core.jaxprs import CopyEqn, Value, at_once, aval, called
+from pjax_core.graph import Copy, Node
+from pjax_core.jaxprs import Value, at_once, aval, called
 
 if TYPE_CHECKING:
     from pjax_core.trace import JaxprTracer
@@ -57,7 +57,7 @@ def trace_scan(tracer: "JaxprTracer", eqn: JaxprEqn, inputs: list[Any], wanted: 
             axes[start + i] = None
         else:
             shifted[i] = len(tracer.copies)
-            tracer.copies.append(CopyEqn(jax_primitives.copy_p, (), (), 1, ()))  # its input is known below
+            tracer.copies.append(Copy(jax_primitives.copy_p, (), (), 1))  # its input is known below
             shape = (length, *aval(var).shape)
             arguments[start + i] = Value(None, (shifted[i], 0), shape, aval(var).dtype, arrays[i])
     stacked = jax.vmap(jaxpr_as_fun(body), tuple(axes), axis_size=length)
@@ -71,11 +71,11 @@ def trace_scan(tracer: "JaxprTracer", eqn: JaxprEqn, inputs: list[Any], wanted: 
         if _moves(tracer.copies, carry, number):
             node = Node("constraint", "identity", carry.shape, carry.dtype, rules.identity_p)
             carry = tracer.add(node, [carry], arrays[i])
-        tracer.copies[number] = CopyEqn(jax_primitives.copy_p, (), (carry,), 1, ())
+        tracer.copies[number] = Copy(jax_primitives.copy_p, (), (carry,), 1)
     return [*last, *(y if y is None else forward(y) for y in outputs[count:])]
 
 
-def _moves(copies: Sequence[CopyEqn], value: Value, number: int) -> bool:
+def _moves(copies: Sequence[Copy], value: Value, number: int) -> bool:
     """Whether a value is made of the result of a copy equation by copies alone."""
     if value.copy is None:
         return False

@@ -136,25 +136,26 @@ def defprimitive(name: str, fun: Callable[..., Array]) -> Primitive:
     return prim
 
 
-# Identity (Theorem 4). Inserted on odd cycles to make the graph bipartite.
+def _of(project: Callable[..., tuple[Array, ...]]) -> Rule:
+    """Make the rule of ``project(*operands, target, weight, **params) -> (*projected, output)``."""
 
-identity_p = defprimitive("identity", lambda x: x)
-
-
-def _linear(*signs: float) -> Rule:
     def rule(
-        operands: tuple[Array, ...],
-        target: Array,
-        weight: ArrayLike,
-        operators: Operators,
-        **params: Any,
+        operands: tuple[Array, ...], target: Array, weight: ArrayLike, operators: Operators, **params: Any
     ) -> tuple[tuple[Array, ...], Array]:
-        del operators, params
-        return projections.project_linear(operands, signs, target, weight)
+        del operators
+        *projected, output = project(*operands, target, weight, **params)
+        return tuple(projected), output
 
     return rule
 
 
+def _linear(*signs: float) -> Rule:
+    return lambda operands, target, weight, _, **__: projections.project_linear(operands, signs, target, weight)
+
+
+# Identity (Theorem 4). Inserted on odd cycles to make the graph bipartite.
+
+identity_p = defprimitive("identity", lambda x: x)
 defproj(identity_p, _linear(1))
 
 # Sums (Theorem 5): of two arrays, with signs, and over axes.
@@ -162,63 +163,26 @@ defproj(identity_p, _linear(1))
 defelementwise(jax_primitives.add_p, _linear(1, 1))
 defelementwise(jax_primitives.sub_p, _linear(1, -1))
 defelementwise(jax_primitives.neg_p, _linear(-1))
-
-
-def _reduce_sum(
-    operands: tuple[Array, ...],
-    target: Array,
-    weight: ArrayLike,
-    operators: Operators,
-    *,
-    axes: tuple[int, ...],
-    **params: Any,
-) -> tuple[tuple[Array, ...], Array]:
-    del operators, params
-    x, output = projections.project_sum(operands[0], target, weight, axes=axes)
-    return (x,), output
-
-
-defproj(jax_primitives.reduce_sum_p, _reduce_sum)
-
-
-def _of_one(project: Callable[..., tuple[Array, Array]]) -> Rule:
-    """Make the rule of ``project(x, target, weight, **params)``."""
-
-    def rule(
-        operands: tuple[Array, ...], target: Array, weight: ArrayLike, operators: Operators, **params: Any
-    ) -> tuple[tuple[Array, ...], Array]:
-        del operators
-        x, output = project(*operands, target, weight, **params)
-        return (x,), output
-
-    return rule
-
+defproj(jax_primitives.reduce_sum_p, _of(lambda x, y, n, *, axes, **_: projections.project_sum(x, y, n, axes=axes)))
 
 # Mean (Theorem 5). The trace makes it of a sum and its division by its size; axes count from the last, so
 # that a batch axis in front changes none.
 
 mean_p = defprimitive("mean", lambda x, *, axes: jnp.mean(x, axes))
-defproj(mean_p, _of_one(projections.project_mean))
+defproj(mean_p, _of(projections.project_mean))
 
 # Multiplication by a constant. The trace makes it of `mul` and `div`; the constant is not moved.
 
+
+def _project_scale(x: Array, factor: Array, target: Array, weight: ArrayLike) -> tuple[Array, Array, Array]:
+    (projected,), output = projections.project_linear((x,), (factor,), target, weight)
+    return projected, factor, output
+
+
 scale_p = defprimitive("scale", lambda x, factor: x * factor)
-
-
-def _scale(
-    operands: tuple[Array, ...], target: Array, weight: ArrayLike, operators: Operators
-) -> tuple[tuple[Array, ...], Array]:
-    del operators
-    x, factor = operands
-    projected, output = projections.project_linear((x,), (factor,), target, weight)
-    return (*projected, factor), output
-
-
-defelementwise(scale_p, _scale)
+defelementwise(scale_p, _of(_project_scale))
 
 # ReLU of a sum (Theorem 6). The trace makes it of `max(., 0)` and the additions that feed it.
-
-sum_relu_p = defprimitive("sum_relu", lambda *xs: jax.nn.relu(sum(xs[1:], xs[0])))
 
 
 def _sum_relu(
@@ -227,31 +191,20 @@ def _sum_relu(
     return projections.project_sum_relu(operands, target, weight, exact=operators.exact_sum_relu)
 
 
+sum_relu_p = defprimitive("sum_relu", lambda *xs: jax.nn.relu(sum(xs[1:], xs[0])))
 defproj(sum_relu_p, _sum_relu)
 
 # Maximum (Theorem 8): over axes, and of two arrays. A constant among the two is an operand like any other:
 # its copies move, and the constant's own node restores them.
 
-
-def _maximum(
-    operands: tuple[Array, ...], target: Array, weight: ArrayLike, operators: Operators
-) -> tuple[tuple[Array, ...], Array]:
-    del operators
-    x, w = operands
-    return projections.project_maximum(x, w, target, weight)
-
-
-defproj(
-    jax_primitives.reduce_max_p,
-    _of_one(lambda x, y, n, *, axes, **_: projections.project_max(x, y, n, axes=axes)),
-)
-defelementwise(jax_primitives.max_p, _maximum)
+defproj(jax_primitives.reduce_max_p, _of(lambda x, y, n, *, axes, **_: projections.project_max(x, y, n, axes=axes)))
+defelementwise(jax_primitives.max_p, _of(projections.project_maximum))
 
 # Steps: quantisation (Theorem 9) and the sign. Their derivatives are zero; their projections are not.
 
 quantize_p = defprimitive("quantize", projections.quantize)
-defproj(quantize_p, _of_one(projections.project_quantize))
-defproj(jax_primitives.sign_p, _of_one(projections.project_sign))
+defproj(quantize_p, _of(projections.project_quantize))
+defproj(jax_primitives.sign_p, _of(projections.project_sign))
 
 # Dot products (Theorem 7): every bilinear primitive.
 
@@ -298,17 +251,7 @@ def _ones_dot_general(
 defbilinear(jax_primitives.dot_general_p, Bilinear(_expand_dot_general, _ones_dot_general))
 
 
-def _expand_mul(x: Array, w: Array, **params: Any) -> tuple[Array, Array]:
-    del params
-    return x[..., None], w[..., None]
-
-
-def _ones_mul(a: Array, position: int, other_shape: tuple[int, ...], **params: Any) -> Array:
-    del position, other_shape, params
-    return a
-
-
-defelementwise(jax_primitives.mul_p, Bilinear(_expand_mul, _ones_mul))
+defelementwise(jax_primitives.mul_p, Bilinear(lambda x, w, **_: (x[..., None], w[..., None]), lambda a, *_, **__: a))
 
 # Losses: proximal operators of cross-entropy (Theorem 11) and squared error, the margin constraint (Theorem 10).
 

@@ -5,6 +5,8 @@ others read of a member is a slice of the stack, and what members read is stacke
 the same iterates.
 """
 
+import dataclasses
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,13 +14,11 @@ from typing import Any
 
 import jax
 from jax import Array, lax
-from jax.extend.core import Var
+from jax.extend.core import Jaxpr, Var
 
 from pjax_core import rules
-from pjax_core.graph import Copy, Graph, Node, Operand
-from pjax_core.jaxprs import called
-
-Source = tuple[str, int, jax.ShapeDtypeStruct]  # as a copy's input, with its shape
+from pjax_core.graph import Graph, Node, Operand, OperandBuilder, Source
+from pjax_core.jaxprs import aval, called
 
 LIMIT = 2**12  # elements of an output below which an operation costs more than its work
 
@@ -41,27 +41,26 @@ def stack(graph: Graph, sets: Sequence[Sequence[int]], limit: int = LIMIT) -> Gr
             alike.setdefault(key, []).append(n)
     groups = [members for members in alike.values() if len(members) > 1 and _stackable(graph, members)]
     for members in list(groups):
-        for producers in _producers(graph, members):
-            readers = {tuple(graph.consumers[p]) for p in producers}
-            if all(graph.nodes[p].kind == "parameter" for p in producers) and all(len(r) == 1 for r in readers):
-                groups.append(producers)
-    return _Stacker(graph, groups).graph if groups else graph
-
-
-def _producers(graph: Graph, members: Sequence[int]) -> list[list[int]]:
-    """What the members read, by place, in their order."""
-    rows = [[p for o in graph.nodes[n].operands for p in o.producers] for n in members]
-    return [list(column) for column in zip(*rows, strict=True)]
+        for operands in zip(*(graph.nodes[n].operands for n in members), strict=True):
+            for producers in zip(*(o.producers for o in operands), strict=True):
+                once = {len(graph.consumers[p]) for p in producers} == {1}
+                if once and all(graph.nodes[p].kind == "parameter" for p in producers):
+                    groups.append(list(producers))
+    return _Stacks(graph, groups).graph() if groups else graph
 
 
 def _stackable(graph: Graph, members: Sequence[int]) -> bool:
-    """Whether members share no producer and their copies and primitive batch to copies and the same primitive."""
+    """Whether members share no producer, and batching makes the same primitive and copies of theirs."""
+    first, count = graph.nodes[members[0]], len(members)
     read = Counter(p for n in members for p in graph.nodes[n].producers() if graph.nodes[p].kind != "constant")
-    if not read or max(read.values()) > 1:
+    readers = (graph.nodes[r].operands[i] for n in members for r, i in graph.consumers[n])
+    if not read or max(read.values()) > 1 or any(o.indexed for o in (*first.operands, *readers)):
         return False
     try:
-        _batched(graph.nodes[members[0]], len(members))
-        _Stacker(graph, [list(members)])
+        _batched(first, count)
+        for operand in first.operands:
+            avals = [graph.nodes[p].aval.update(shape=(count, *graph.nodes[p].shape)) for p in operand.producers]
+            _traced(jax.vmap(lambda *xs, o=operand: o.spread(xs, ())), range(len(avals)), avals)
     except _NotCopies:
         return False
     return True
@@ -80,139 +79,92 @@ def _batched(node: Node, count: int) -> dict[str, Any]:
     return jaxpr.eqns[0].params
 
 
-class _Stacker:
-    """Builds the graph in which every group is one node, at the place of its first member."""
+def _traced(fun: Callable[..., Array], producers: Sequence[int], avals: Sequence[jax.ShapeDtypeStruct]) -> Operand:
+    """Make the operand that a function of producers' values is, if it is made of copies alone."""
+    builder = OperandBuilder()
 
-    def __init__(self, graph: Graph, groups: Sequence[Sequence[int]]) -> None:
-        self._graph = graph
-        group_of = {n: members for members in groups for n in members}
-        kept = [n for n in range(len(graph.nodes)) if n not in group_of or group_of[n][0] == n]
-        number = {n: i for i, n in enumerate(kept)}
-        self._place = {
-            n: (number[group_of.get(n, [n])[0]], group_of.get(n, [n]).index(n)) for n in range(len(graph.nodes))
-        }
-        self._size = {number[members[0]]: len(members) for members in groups}
-        nodes = [self._node(group_of.get(n, [n])) for n in kept]
-        identities = tuple(number[n] for n in graph.identities)
-        self.graph = Graph(tuple(nodes), identities, graph.proven)
-
-    def _node(self, members: Sequence[int]) -> Node:
-        first = self._graph.nodes[members[0]]
-        columns = zip(*(self._graph.nodes[n].operands for n in members), strict=True)
-        operands = tuple(self._operand(column) for column in columns)
-        if len(members) == 1:
-            return Node(
-                first.kind, first.name, first.shape, first.dtype, first.primitive, first.params, operands, first.origins
-            )
-        origins = tuple(o for n in members for o in self._graph.nodes[n].origins)
-        shape = (len(members), *first.shape)
-        name = f"{len(members)} x {first.name}"
-        if first.kind == "parameter":
-            return Node("parameter", name, shape, first.dtype, origins=origins)
-        params = tuple(sorted(_batched(first, len(members)).items()))
-        return Node(first.kind, name, shape, first.dtype, first.primitive, params, operands, origins)
-
-    def _operand(self, operands: Sequence[Operand]) -> Operand:
-        """One operand of the stack of nodes that have these."""
-        program, first, count = _Program(), operands[0], len(operands)
-        sources = []
-        for column in zip(*(o.producers for o in operands), strict=True):
-            sources.append(self._gather(program, column, lead=count > 1))
-        if first.copies:
-
-            def spread(*values: Array) -> Array:
-                return first.spread(values, None)
-
-            if count > 1 and any(copy.indexed for copy in first.copies):
-                raise _NotCopies
-            if count > 1:
-                (source,) = program.add(jax.vmap(spread), *sources)
-            else:
-                source = program.extend(first.copies, sources, first)
-        else:
-            (source,) = sources
-        shape = (count, *first.shape) if count > 1 else first.shape
-        return program.finish(source, shape, first.dtype)
-
-    def _gather(self, program: "_Program", producers: Sequence[int], *, lead: bool) -> Source:
-        """Values of the members' producers one after the other: runs of a stack are slices of it."""
-        pieces: list[Source] = []
-        runs: list[list[int]] = []
-        for p in producers:
-            stack, index = self._place[p]
-            follows = runs and stack in self._size and self._place[runs[-1][-1]] == (stack, index - 1)
-            if follows:
-                runs[-1].append(p)
-            else:
-                runs.append([p])
-        for run in runs:
-            stack, start = self._place[run[0]]
-            node = self._graph.nodes[run[0]]
-            if stack not in self._size:
-                source = program.producer(stack, jax.ShapeDtypeStruct(node.shape, node.dtype))
-                if lead:
-                    (source,) = program.add(lambda a: lax.expand_dims(a, (0,)), source)
-            else:
-                whole = jax.ShapeDtypeStruct((self._size[stack], *node.shape), node.dtype)
-                source = program.producer(stack, whole)
-                if len(run) < self._size[stack] or not lead:
-                    (source,) = program.add(lambda a, s=start, r=run: lax.slice_in_dim(a, s, s + len(r)), source)
-                if not lead:
-                    (source,) = program.add(lambda a: lax.squeeze(a, (0,)), source)
-            pieces.append(source)
-        if len(pieces) == 1:
-            return pieces[0]
-        return program.add(lambda *xs: lax.concatenate(xs, 0), *pieces)[0]
-
-
-class _Program:
-    """The copies of one operand."""
-
-    def __init__(self) -> None:
-        self._producers: list[int] = []
-        self._copies: list[Copy] = []
-        self._results = 0
-
-    def producer(self, number: int, aval: jax.ShapeDtypeStruct) -> Source:
-        if number not in self._producers:
-            self._producers.append(number)
-        return "producer", self._producers.index(number), aval
-
-    def add(self, fun: Callable[..., Any], *sources: Source) -> list[Source]:
-        """Append the copies that a function makes of sources."""
-        jaxpr = jax.make_jaxpr(fun)(*(aval for _, _, aval in sources)).jaxpr
-        return self._run(jaxpr, sources)
-
-    def _run(self, jaxpr: Any, sources: Sequence[Source]) -> list[Source]:
+    def run(jaxpr: Jaxpr, sources: Sequence[Source]) -> list[Source]:
         env: dict[Any, Source] = dict(zip(jaxpr.invars, sources, strict=True))
         for eqn in jaxpr.eqns:
             body = called(eqn)
+            if not all(isinstance(atom, Var) for atom in eqn.invars):
+                raise _NotCopies
+            inputs = [env[atom] for atom in eqn.invars]
             if body:
-                outputs = self._run(body.jaxpr, [env[atom] for atom in eqn.invars])
-            elif rules.copy_rules.get(eqn.primitive, ()) is None and all(isinstance(a, Var) for a in eqn.invars):
-                inputs = tuple(env[atom][:2] for atom in eqn.invars)
-                self._copies.append(Copy(eqn.primitive, tuple(sorted(eqn.params.items())), inputs, len(eqn.outvars)))
-                outputs = [
-                    ("copy", self._results + i, jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype))
-                    for i, var in enumerate(eqn.outvars)
-                ]
-                self._results += len(outputs)
+                outputs = run(body.jaxpr, inputs)
+            elif rules.copy_rules.get(eqn.primitive, ()) is None:
+                outputs = builder.copy(eqn.primitive, tuple(sorted(eqn.params.items())), inputs, len(eqn.outvars))
             else:
                 raise _NotCopies
             env.update(zip(eqn.outvars, outputs, strict=True))
         return [env[atom] for atom in jaxpr.outvars]
 
-    def extend(self, copies: Sequence[Copy], sources: Sequence[Source], operand: Operand) -> Source:
-        """Append copies as they are; their producers are the sources."""
-        start = self._results
-        for copy in copies:
-            inputs = tuple(
-                sources[i][:2] if kind == "producer" else (kind, i + start * (kind == "copy"))
-                for kind, i in copy.inputs
-            )
-            self._copies.append(Copy(copy.primitive, copy.params, inputs, copy.results, copy.shape))
-            self._results += copy.results
-        return "copy", self._results - 1, jax.ShapeDtypeStruct(operand.shape, operand.dtype)
+    jaxpr = jax.make_jaxpr(fun)(*avals).jaxpr
+    (source,) = run(jaxpr, [builder.producer(p) for p in producers])
+    return builder.finish(source, aval(jaxpr.outvars[0]).shape, aval(jaxpr.outvars[0]).dtype)
 
-    def finish(self, source: Source, shape: tuple[int, ...], dtype: Any) -> Operand:
-        return Operand(tuple(self._producers), tuple(self._copies), shape, dtype)
+
+class _Stacks:
+    """Every group as one node, at the place of its first member."""
+
+    def __init__(self, graph: Graph, groups: Sequence[Sequence[int]]) -> None:
+        self._graph = graph
+        followers = {n for members in groups for n in members[1:]}
+        kept = [n for n in range(len(graph.nodes)) if n not in followers]
+        group_of = {members[0]: members for members in groups}
+        self._members = [group_of.get(n, (n,)) for n in kept]  # by new number
+        self._place = {n: (i, j) for i, members in enumerate(self._members) for j, n in enumerate(members)}
+
+    def graph(self) -> Graph:
+        identities = tuple(self._place[n][0] for n in self._graph.identities)
+        return Graph(tuple(map(self._node, self._members)), identities, self._graph.proven)
+
+    def _node(self, members: Sequence[int]) -> Node:
+        nodes = [self._graph.nodes[n] for n in members]
+        first, count = nodes[0], len(nodes)
+        operands = tuple(map(self._operand, zip(*(node.operands for node in nodes), strict=True)))
+        if count == 1:
+            return dataclasses.replace(first, operands=operands)
+        return dataclasses.replace(
+            first,
+            name=f"{count} x {first.name}",
+            shape=(count, *first.shape),
+            params=tuple(sorted(_batched(first, count).items())) if first.primitive else (),
+            operands=operands,
+            origins=tuple(origin for node in nodes for origin in node.origins),
+        )
+
+    def _operand(self, operands: Sequence[Operand]) -> Operand:
+        """One operand of the stack of nodes that have these."""
+        first, count = operands[0], len(operands)
+        columns = list(zip(*(o.producers for o in operands), strict=True))
+        numbers = list(dict.fromkeys(self._place[p][0] for column in columns for p in column))
+        if count == 1 and all(len(self._members[n]) == 1 for n in numbers):
+            return dataclasses.replace(first, producers=tuple(numbers))
+
+        def fun(*values: Array) -> Array:
+            value_of = dict(zip(numbers, values, strict=True))
+            if count > 1:
+                return jax.vmap(lambda *xs: first.spread(xs, ()))(*(self._stacked(value_of, c) for c in columns))
+            return first.spread([lax.squeeze(self._stacked(value_of, c), (0,)) for c in columns], ())
+
+        return _traced(fun, numbers, [self._aval(n) for n in numbers])
+
+    def _aval(self, number: int) -> jax.ShapeDtypeStruct:
+        members = self._members[number]
+        value = self._graph.nodes[members[0]].aval
+        return value if len(members) == 1 else value.update(shape=(len(members), *value.shape))
+
+    def _stacked(self, value_of: dict[int, Array], producers: Sequence[int]) -> Array:
+        """Values of producers along a leading axis; those that follow each other in a stack are one slice of it."""
+        pieces: list[Array] = []
+        places = [(*self._place[p], i) for i, p in enumerate(producers)]
+        for (number, _), run in itertools.groupby(places, lambda place: (place[0], place[1] - place[2])):
+            (_, start, _), *rest = run
+            value, size = value_of[number], len(self._members[number])
+            if size == 1:
+                value = lax.expand_dims(value, (0,))
+            elif len(rest) + 1 < size:
+                value = lax.slice_in_dim(value, start, start + len(rest) + 1)
+            pieces.append(value)
+        return pieces[0] if len(pieces) == 1 else lax.concatenate(pieces, 0)

@@ -28,8 +28,8 @@ from jax.sharding import AxisType
 from pjax_core import rules
 from pjax_core.bipartite import make_bipartite
 from pjax_core.fusion import fuse_mean, fuse_sum_relu
-from pjax_core.graph import Copy, Graph, Node, Operand
-from pjax_core.jaxprs import CopyEqn, Fingerprint, Value, at_once, aval, called, fingerprint
+from pjax_core.graph import Copy, Graph, Node, Operand, OperandBuilder, Source
+from pjax_core.jaxprs import Fingerprint, Value, at_once, aval, called, fingerprint
 from pjax_core.recurrence import trace_scan
 
 Params = Any  # a pytree of floating-point arrays
@@ -129,7 +129,7 @@ class JaxprTracer:
     def __init__(self, decisions: Iterator[bool] | None = None) -> None:
         self.nodes: list[Node] = []
         self.inputs: list[list[Value]] = []  # by node; operands when all equations are known
-        self.copies: list[CopyEqn] = []
+        self.copies: list[Copy] = []
         self.constants: list[tuple[Any, int]] = []  # (array, node)
         self.indices: list[Any] = []
         self.values: list[Array] = []  # of nodes that are not constants
@@ -298,9 +298,7 @@ class JaxprTracer:
             else:
                 self.indices.append(x)
                 sources.append(("index", len(self.indices) - 1))
-        self.copies.append(
-            CopyEqn(eqn.primitive, _frozen(eqn.params), tuple(sources), len(eqn.outvars), aval(eqn.outvars[0]).shape)
-        )
+        self.copies.append(Copy(eqn.primitive, _frozen(eqn.params), tuple(sources), len(eqn.outvars)))
         number, arrays = len(self.copies) - 1, self._apply(eqn.primitive, inputs, eqn.params)
         results = zip(map(aval, eqn.outvars), arrays, strict=False)
         return [Value(None, (number, i), a.shape, a.dtype, x) for i, (a, x) in enumerate(results)]
@@ -338,40 +336,27 @@ class JaxprTracer:
             "sharding": None,
         }
         array = next(iter(self._apply(jax_primitives.broadcast_in_dim_p, [value], params)))
-        self.copies.append(CopyEqn(jax_primitives.broadcast_in_dim_p, _frozen(params), (value,), 1, shape))
+        self.copies.append(Copy(jax_primitives.broadcast_in_dim_p, _frozen(params), (value,), 1))
         return Value(None, (len(self.copies) - 1, 0), shape, value.dtype, array)
 
     def _operand(self, value: Value) -> Operand:
         """Collect the copy equations between producers and this value, in order."""
-        producers: list[int] = []
-        program: list[Copy] = []
-        first_result: dict[int, int] = {}  # copy equation -> number of its first result
-        count = 0
+        builder = OperandBuilder()
+        done: dict[int, list[Source]] = {}  # by copy equation
 
-        def visit(x: Any) -> tuple[str, int]:
-            nonlocal count
+        def visit(x: Any) -> Source:
             if not isinstance(x, Value):
                 return x
             if x.node is not None:
-                if x.node not in producers:
-                    producers.append(x.node)
-                return "producer", producers.index(x.node)
+                return builder.producer(x.node)
             assert x.copy is not None
             number, result = x.copy
-            if number not in first_result:
-                eqn = self.copies[number]
-                inputs = tuple(visit(i) for i in eqn.inputs)
-                shape = eqn.shape if any(kind == "index" for kind, _ in inputs) else ()
-                program.append(Copy(eqn.primitive, eqn.params, inputs, eqn.results, shape))
-                first_result[number] = count
-                count += eqn.results
-            return "copy", first_result[number] + result
+            if number not in done:
+                copy = self.copies[number]
+                done[number] = builder.copy(copy.primitive, copy.params, [*map(visit, copy.inputs)], copy.results)
+            return done[number][result]
 
-        kind, last = visit(value)
-        if kind == "copy" and last != count - 1:
-            # The operand is an earlier result of an equation with several: end on it.
-            program.append(Copy(jax_primitives.copy_p, (), (("copy", last),)))
-        return Operand(tuple(producers), tuple(program), value.shape, value.dtype)
+        return builder.finish(visit(value), value.shape, value.dtype)
 
     def _needed(self, outputs: Sequence[Value]) -> set[int]:
         """Nodes that the outputs depend on."""

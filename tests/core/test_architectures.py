@@ -33,11 +33,6 @@ METHODS = {
 }
 
 
-def _steps(network, method):
-    """20; fewer where history would hold 41 values, which takes half a minute to compile."""
-    return 6 if METHODS[method][1] == 2 and network != "quantised MLP" else STEPS
-
-
 def _method(name, steps, *, edges):
     make, values = METHODS[name]
     if edges:
@@ -51,7 +46,7 @@ def _method(name, steps, *, edges):
 def _trained(network, method, *, edges):
     """Parameters after one update in float64."""
     with jax.enable_x64(True):
-        return _method(method, _steps(network, method), edges=edges).update(*zoo(network)).params
+        return _method(method, STEPS, edges=edges).update(*zoo(network)).params
 
 
 @pytest.mark.usefixtures("x64")

@@ -92,14 +92,12 @@ def test_what_falls_out_of_the_window_goes_to_the_next_oldest_slot():
         before, z = z, DR(window=2).step(problem, z)
     x = problem.project(graph.sides[0], before)
     y = problem.project(graph.sides[1], problem.combine((2, x), (-1, before)))
-    operands, coefficients = history._terms(problem.combine((1, before), (1, y), (-1, x))[number])
-    assert len(operands) == 3
-    settled = z[number]
-    for kept, (_, w) in zip(settled.slots, operands[1:], strict=True):
-        np.testing.assert_allclose(kept[1], w, rtol=1e-12)
-    folded = jnp.stack([coefficients[:, 0] + coefficients[:, 1], coefficients[:, 2]], 1)
-    np.testing.assert_allclose(settled.coefficients, folded, rtol=1e-12)
-    assert float(jnp.abs(coefficients[:, 0]).max()) > 1e-6
+    moved, settled = problem.combine((1, before), (1, y), (-1, x))[number], z[number]
+    ((new, _),) = moved.new.items()
+    np.testing.assert_allclose(settled.slots[1], [before[number].slots[1][1], new.operands[1]], rtol=1e-12)
+    oldest, *others = history.coefficients(moved)
+    np.testing.assert_allclose(settled.coefficients, [oldest + others[0], others[1]], rtol=1e-12)
+    assert float(jnp.abs(oldest).max()) > 1e-6
 
 
 def test_folding_never_makes_an_impossible_state():

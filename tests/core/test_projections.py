@@ -405,7 +405,7 @@ def test_max_moves_one_of_equal_entries_up_and_all_of_them_down():
     down, y = projections.project_max(x, jnp.asarray(-1.0), axes=(0,))
     np.testing.assert_allclose(down, [1, 1, 1, -1])
     assert y == 1
-    (a, b), y = projections.project_maximum(x[0], x[2], jnp.asarray(5.0))
+    a, b, y = projections.project_maximum(x[0], x[2], jnp.asarray(5.0))
     assert (a, b, y) == (3.5, 2, 3.5)
     assert "sort" not in str(jax.make_jaxpr(lambda x: projections.project_max(x, x[0], axes=(0,)))(x))
 

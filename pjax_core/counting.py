@@ -1,0 +1,133 @@
+"""How many edges every scalar node has: the weights of a consensus, and the outputs that are nodes at all.
+
+Scalar nodes whose output nobody reads are not in the paper's graph. Here they share an array with others: a node's
+*living* outputs are those with a reader, and the copies that the rest keep of what they read are in no mean.
+"""
+
+import functools
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from pjax_core import rules
+from pjax_core.bilinear import Dots
+from pjax_core.graph import Graph, Node
+
+Masks = dict[int, Array | None]  # of constraints, by number: 1 where an output lives; None where all do
+Counts = dict[int, tuple[dict[int, Array | int], ...]]  # of a reader, by operand: edges from a producer's elements
+
+
+def count_edges(graph: Graph, indices: Sequence[Array]) -> tuple[Masks, Counts]:
+    """Count the edges from every element of a parameter or constraint to every operand that reads it.
+
+    Raises:
+        TypeError: hidden values of a recurrence are indexed by an array.
+    """
+    indexed = {n: [operand.indexed for operand in node.operands] for n, node in enumerate(graph.nodes)}
+    behind = {p for operands in indexed.values() for found in operands for p in found}
+    if any(graph.nodes[p].kind == "constraint" for p in behind):
+        if graph.recurrent:
+            raise TypeError(
+                "hidden values of a recurrence are indexed by an array that is not known while tracing, so the edges "
+                "cannot be counted; slice with constants, or index parameters instead"
+            )
+        masks = _prune(graph, _all_living(graph), indices)
+        return {**masks}, _counts(graph, masks, indices)
+    masks, known = _known(graph, tuple(jax.ShapeDtypeStruct(i.shape, i.dtype) for i in indices))
+    counts: Counts = {}
+    for n, operands in known.items():
+        # Behind an index array edges are counted when the graph runs; the others now.
+        later = [indexed[n][i] & count.keys() for i, count in enumerate(operands)]
+        counts[n] = tuple(
+            {**count, **_count(graph, n, i, masks.get(n), indices, later[i])} if later[i] else count
+            for i, count in enumerate(operands)
+        )
+    return masks, counts
+
+
+def living(node: Node, copies: Array, alive: Array | None) -> Array:
+    """Zero the edges of unread outputs; a rule that is neither element-wise nor over axes keeps all."""
+    params = dict(node.params)
+    if alive is None or (copies.shape != node.shape and "axes" not in params):
+        return copies
+    return copies * (alive if copies.shape == node.shape else jnp.expand_dims(alive, params["axes"]))
+
+
+def _count(
+    graph: Graph, reader: int, position: int, alive: Array | None, indices: Sequence[Array], producers: Collection[int]
+) -> dict[int, Array | int]:
+    """Count the edges from some producers to an operand."""
+    node = graph.nodes[reader]
+    operand = node.operands[position]
+    if node.primitive in rules.bilinear_rules:
+        copies = Dots(node).total(living(node, jnp.ones(node.shape, node.dtype), alive), position)
+        copies = jnp.broadcast_to(copies, operand.shape)
+    else:
+        copies = living(node, jnp.ones(operand.shape, operand.dtype), alive)
+    sums = operand.gather(copies, [graph.nodes[p].aval for p in operand.producers], indices)
+    return {p: count for p, count in zip(operand.producers, sums, strict=True) if p in producers}
+
+
+def _counts(graph: Graph, masks: dict[int, Array], indices: Sequence[Array]) -> Counts:
+    return {
+        n: tuple(
+            _count(graph, n, i, masks.get(n), indices, [p for p in o.producers if graph.nodes[p].kind != "constant"])
+            for i, o in enumerate(graph.nodes[n].operands)
+        )
+        for n in graph.numbers("constraint", "loss")
+    }
+
+
+def _all_living(graph: Graph) -> dict[int, Array]:
+    nodes = {n: graph.nodes[n] for n in graph.numbers("constraint", "loss")}
+    return {n: jnp.ones(node.shape, node.dtype) for n, node in nodes.items()}
+
+
+def _prune(graph: Graph, masks: dict[int, Array], indices: Sequence[Array]) -> dict[int, Array]:
+    """Take out the outputs that no living output reads, readers before what they read: once, but for recurrences."""
+    masks = dict(masks)
+    for n in reversed(graph.numbers("constraint")):
+        readers = [_count(graph, r, i, masks.get(r), indices, [n])[n] for r, i in graph.consumers[n]]
+        masks[n] = jnp.sign(sum(readers, jnp.zeros_like(masks[n])))
+    return masks
+
+
+@functools.lru_cache(maxsize=64)
+def _known(graph: Graph, indices: tuple[jax.ShapeDtypeStruct, ...]) -> tuple[Masks, Counts]:
+    """Count now, as if index arrays were zero, so that compiled code finds constants.
+
+    Both have length 1 along axes where they repeat; a count is a number where all are equal.
+    """
+
+    def prune(carry: tuple[dict[int, Array], Array], zeros: Sequence[Array]) -> tuple[dict[int, Array], Array]:
+        masks = _prune(graph, carry[0], zeros)
+        return masks, jnp.any(jnp.stack([jnp.any(masks[n] != carry[0][n]) for n in masks]))
+
+    def count(zeros: list[Array]) -> tuple[Any, Any]:
+        living = _all_living(graph)
+        if graph.recurrent:
+            start = living, jnp.array(True)
+            living = jax.lax.while_loop(lambda carry: carry[1], lambda carry: prune(carry, zeros), start)[0]
+        else:
+            living = _prune(graph, living, zeros)
+        found = living, _counts(graph, living, zeros)
+        axes = jax.tree.map(lambda c: [jnp.all(c == c[(slice(None),) * i + (slice(1),)]) for i in range(c.ndim)], found)
+        return found, axes
+
+    zeros = [np.zeros(i.shape, i.dtype) for i in indices]
+    compiled = jax.jit(count).lower(zeros).compile()
+    with jax.ensure_compile_time_eval():
+        found, repeats = jax.device_get(compiled(zeros))
+        masks, counts = jax.tree.map(_thin, found, repeats, is_leaf=lambda c: isinstance(c, np.ndarray))
+        masks = {n: None if np.all(mask) else jnp.asarray(mask) for n, mask in masks.items()}
+        counts = jax.tree.map(lambda c: int(c.item()) if c.size == 1 else jnp.asarray(c), counts)
+    return masks, counts
+
+
+def _thin(counts: np.ndarray, repeats: Sequence[bool]) -> np.ndarray:
+    """Give counts length 1 along axes where they repeat."""
+    return np.rint(counts[tuple(slice(1) if repeated else slice(None) for repeated in repeats)])
