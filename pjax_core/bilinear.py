@@ -79,6 +79,11 @@ class Dots:
         a, d = (jnp.broadcast_to(c, self._output).astype(own.dtype) for c in coefficient)
         return own * self.total(a, position) + self.pull(d, other, position)
 
+    @property
+    def terms(self) -> int:
+        """Number of products that an output sums."""
+        return jax.eval_shape(self.expand, *self._shapes)[0].shape[-1]
+
     def fan_out(self, position: int) -> float:
         """Return the mean number of copies of an element of an operand."""
         copies = jax.eval_shape(self.expand, *self._shapes)[position]

@@ -174,8 +174,9 @@ class _Reflecting(ProjectionMethod):
             :class:`pjax_core.history.History`). Exact when it holds every consensus of an update.
 
     ``representation="history"`` holds every bilinear node by its history; ``"auto"`` those that keep at
-    least 32 copies of every element, and the edges of the rest (an output layer has few edges, and large
-    roots that give its past a long weight).
+    least 32 copies of every element and sum at least 32 products, and the edges of the rest: they have few edges
+    (of an output layer, or of a window on one channel), and an output layer has large roots that give its past a
+    long weight.
     """
 
     window: int = 2
@@ -201,7 +202,7 @@ class _Reflecting(ProjectionMethod):
         """History for wide bilinear nodes, edges for the rest."""
         if site.dots is None or self.representation == "edges" or not together:
             return Edges(site)
-        wide = min(site.dots.fan_out(0), site.dots.fan_out(1)) >= 32
+        wide = min(site.dots.fan_out(0), site.dots.fan_out(1), site.dots.terms) >= 32
         return History(site, self.window) if wide or self.representation == "history" else Edges(site)
 
 
@@ -305,10 +306,11 @@ def _solve(
     traced = program.values(captured, parameters)
     values = graph.values(traced, constants, indices)
     loss = jnp.mean(jnp.concatenate([values[i].ravel() for i in graph.numbers("loss")]))
+    names = {origin: f"{n}:{node.name}" for n, node in enumerate(graph.nodes) for origin in node.origins}
     if method.stacking:
         graph = stack(graph, method.cycle(graph))
     values = graph.values(traced, constants, indices)
     problem = Problem(graph, values, indices, method.operators, method.cycle(graph), method.hold)
     z = jax.lax.fori_loop(0, method.steps_per_update, lambda _, z: method.step(problem, z), problem.start())
-    found = (problem.diagnose(z, method.step, method.gap),) if diagnostics else ()
+    found = (problem.diagnose(z, method.step, method.gap, names),) if diagnostics else ()
     return problem.readout(z), loss, *found

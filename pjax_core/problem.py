@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,8 +31,8 @@ class Diagnostics:
         residual: how far one more step moves; zero at a fixed point.
         gap: ``|P_A z - P_B z|``, the distance between the sides (cyclic projections: the longest way to a layer).
         constraint_violation: largest ``|f(u) - y|`` of a constraint, in the constraint's own units.
-        target_displacement: root mean square, by constraint (``"position in the trace:primitive"``), of how far its
-            target has moved from its value in the forward pass; where it vanishes a layer learns nothing.
+        target_displacement: root mean square, by constraint (``"number:name"``, as ``print(graph)`` shows it), of how
+            far its target has moved from its value in the forward pass; where it vanishes a layer learns nothing.
         roots_at_bracket: share of dot products whose root lies at the ends of (-1, 1) or outside, where Theorem 7
             has no root or an unguarded Newton iteration lost it.
         folded_coefficient: largest coefficient that a window of history folds into the next-oldest slot in one more
@@ -190,9 +190,13 @@ class Problem:
         return jnp.sqrt(sum((jnp.sum(jnp.square(a[n] - b[n])) for n in a), jnp.zeros(())))
 
     def diagnose(
-        self, z: State, step: Callable[["Problem", State], State], gap: Callable[["Problem", State], Array]
+        self,
+        z: State,
+        step: Callable[["Problem", State], State],
+        gap: Callable[["Problem", State], Array],
+        names: Mapping[int, str],
     ) -> Diagnostics:
-        """Measure an iterate of a method."""
+        """Measure an iterate of a method; ``names`` of nodes by origin."""
         observed = copy.copy(self)
         observed._report = report = _Report([], [])
         residual = self.distance(step(observed, z), z)
@@ -204,7 +208,7 @@ class Problem:
             violation.append(jnp.max(self._sites[n].living(error), initial=0))
             moved = self._sites[n].living(jnp.square(values[n] - self._values[n]))
             for origin, member in self._members(n, jnp.broadcast_to(moved, node.shape)).items():
-                displacement[f"{origin}:{node.primitive}"] = jnp.sqrt(jnp.mean(member))
+                displacement[names[origin]] = jnp.sqrt(jnp.mean(member))
         limits = [1 - 4 * float(jnp.finfo(root.dtype).eps) for root in report.roots]
         lost = [jnp.sum(~(jnp.abs(root) < limit)) for root, limit in zip(report.roots, limits, strict=True)]
         count = max(sum(root.size for root in report.roots), 1)

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 PAGES = {
-    "engine.md": ("3:dot_general 0.1", "nodes: 3 x parameter", "2 devices"),
+    "engine.md": ("4:dot_general 0.1", "nodes: 3 x parameter", "2 devices"),
     "extending.md": ("ProjectionReport(primitive='leaky_relu'", "constraint  leaky_relu  ", "accuracy"),
 }
 

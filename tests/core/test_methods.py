@@ -9,10 +9,11 @@ import pytest
 
 import pjax_core as pjax
 from pjax_core import nn, optim
+from pjax_core.copies import Edges
 from pjax_core.history import History
 from pjax_core.problem import Problem
 from pjax_core.trace import trace_with_arrays
-from tests.core.networks import ARCHITECTURES, MLP, FlaxMLP, blobs, network, problem, relative_error
+from tests.core.networks import ARCHITECTURES, CNN, MLP, FlaxMLP, blobs, network, problem, relative_error
 from tests.core.scalar_oracle import ScalarNetwork
 
 AP, CP, DR = optim.AlternatingProjections, optim.CyclicProjections, optim.DouglasRachford
@@ -66,26 +67,37 @@ class TestRepresentations:
             np.testing.assert_allclose(history[k], edges[k], rtol=RTOL, atol=1e-12)
 
 
+def _problem(loss_fn, start, method):
+    graph, program, captured, constants, indices = trace_with_arrays(loss_fn, start)
+    values = graph.values(program.values(captured, jax.tree.leaves(start)), constants, indices)
+    return Problem(graph, values, indices, method.operators, method.cycle(graph), method.hold)
+
+
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("operators", PRESETS.values(), ids=PRESETS)
-@pytest.mark.parametrize(("sizes", "skip"), [((12, 64, 5), False), ((12, 64, 64, 64, 64, 5), True)])
+@pytest.mark.parametrize(("sizes", "skip"), [((40, 64, 5), False), ((40, 64, 64, 64, 64, 5), True)])
 def test_a_window_of_two_stays_within_its_bound(sizes, skip, operators):
     """Where "auto" uses history, 20 steps err by less than 0.1 % of the way that the parameters moved."""
     loss_fn, start = network(sizes, skip=skip, batch=64)
-    graph, program, captured, constants, indices = trace_with_arrays(loss_fn, start)
-    values = graph.values(program.values(captured, jax.tree.leaves(start)), constants, indices)
-    holders = Problem(graph, values, indices, operators, graph.sides, DR().hold).holders
+    holders = _problem(loss_fn, start, DR(operators=operators)).holders
     assert list(map(type, holders.values())).count(History) == len(sizes) - 2
     edges, windowed = (DR(20, operators, r, window=2).update(loss_fn, start).params for r in ("edges", "auto"))
     assert relative_error(windowed, edges, start) < 1e-3
 
 
+def test_short_windows_hold_edges_which_are_fewer_than_a_history():
+    """A 3x3 window on one channel sums 9 products, on 16 channels 144."""
+    model = CNN(1, 32, 5)
+    x, y = jnp.ones((2, 8, 8, 1)), jnp.zeros(2, int)
+    solved = _problem(lambda p: nn.cross_entropy(model.apply(p, x), y), model.init(jax.random.key(0)), DR())
+    kinds = [type(h) for n, h in solved.holders.items() if solved.graph.nodes[n].name == "conv_general_dilated"]
+    assert kinds == [Edges, History]
+
+
 @pytest.mark.usefixtures("x64")
 def test_what_falls_out_of_the_window_goes_to_the_next_oldest_slot():
-    loss_fn, start = network((12, 64, 5), batch=64)
-    graph, program, captured, constants, indices = trace_with_arrays(loss_fn, start)
-    values = graph.values(program.values(captured, jax.tree.leaves(start)), constants, indices)
-    problem = Problem(graph, values, indices, pjax.EXACT, graph.sides, DR(window=2).hold)
+    problem = _problem(*network((40, 64, 5), batch=64), DR(window=2))
+    graph = problem.graph
     (number, history), *_ = [(n, h) for n, h in problem.holders.items() if isinstance(h, History)]
     before = z = problem.start()
     for _ in range(3):
