@@ -96,7 +96,7 @@ def test_short_windows_hold_edges_which_are_fewer_than_a_history():
 
 @pytest.mark.usefixtures("x64")
 def test_what_falls_out_of_the_window_goes_to_the_next_oldest_slot():
-    problem = _problem(*network((40, 64, 5), batch=64), DR(window=2))
+    problem = _problem(*network((12, 64, 5), batch=64), DR(window=2, representation="history"))
     graph = problem.graph
     (number, history), *_ = [(n, h) for n, h in problem.holders.items() if isinstance(h, History)]
     before = z = problem.start()
