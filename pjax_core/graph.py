@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections import Counter, deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any, Literal
 
@@ -231,7 +231,7 @@ class Graph:
     @functools.cached_property
     def edges(self) -> int:
         """Number of edges of the paper's graph of scalar nodes: the memory of keeping a copy on every one."""
-        return sum(sum(_edge_sizes(node)) for node in self.nodes)
+        return sum(map(_scalar_edges, self.nodes))
 
     def operands_of(self, number: int, values: Mapping[int, Array], indices: Sequence[Array]) -> tuple[Array, ...]:
         """Operands of a node from the values of its producers."""
@@ -283,28 +283,24 @@ class Graph:
 
     def summary(self) -> str:
         """Describe the graph: nodes by kind, sides, inserted identities, layers, and what edges would cost."""
-        kinds = Counter(node.kind for node in self.nodes)
-        lines = [f"{len(self.nodes)} nodes: {_counted(kinds)}"]
+        lines = [f"{len(self.nodes)} nodes: {_counted(node.kind for node in self.nodes)}"]
         for letter, side in zip("AB", self.sides, strict=True):
-            lines.append(f"side {letter}, {len(side)} nodes: {_counted(Counter(self.nodes[n].name for n in side))}")
+            lines.append(f"side {letter}, {len(side)} nodes: {_counted(self.nodes[n].name for n in side)}")
         how = "proven fewest" if self.proven else "fewest found within the search limit"
         lines.append(f"identities inserted on odd cycles (Theorem 4): {len(self.identities)}, {how}")
-        for number in self.identities:
-            source, *readers = (
-                f"{self.nodes[n].name} (node {n})"
-                for n in [*self.nodes[number].producers(), *dict.fromkeys(n for n, _ in self.consumers[number])]
-            )
-            lines.append(f"  {self.nodes[number].name} (node {number}) between {source} and {', '.join(readers)}")
+        names = [f"{node.name} (node {n})" for n, node in enumerate(self.nodes)]
+        for n in self.identities:
+            readers = dict.fromkeys(names[reader] for reader, _ in self.consumers[n])
+            lines.append(f"  {names[n]} between {names[self.nodes[n].producers()[0]]} and {', '.join(readers)}")
         lines.append(
-            f"{len(self.layers)} layers (cyclic projections), of {', '.join(map(str, map(len, self.layers)))} nodes"
+            f"{len(self.layers)} layers (cyclic projections), of {', '.join(str(len(x)) for x in self.layers)} nodes"
         )
-        leaves, rest = (
-            [node for node in self.nodes if (node.kind == "parameter") == wanted] for wanted in (True, False)
+        values, parameters = (
+            sum(math.prod(self.nodes[n].shape) for n in numbers)
+            for numbers in (range(len(self.nodes)), self.numbers("parameter"))
         )
-        copies = [(n, o.dtype) for node in self.nodes for n, o in zip(_edge_sizes(node), node.operands, strict=True)]
-        lines.append(f"scalar edges, which representation 'edges' keeps: {_amount(copies)}")
-        for what, nodes in (("parameters", leaves), ("values of other nodes", rest)):
-            lines.append(f"{what}: {_amount([(math.prod(n.shape), n.dtype) for n in nodes])}")
+        lines.append(f"scalar nodes: {values:,}, of which parameters: {parameters:,}")
+        lines.append(f"scalar edges, which representation 'edges' keeps: {self.edges:,}")
         return "\n".join(lines)
 
 
@@ -326,21 +322,14 @@ def distances(graph: Graph, cut: Collection[int] = ()) -> dict[int, int]:
     return distance
 
 
-def _edge_sizes(node: Node) -> list[int]:
-    """Count the scalar edges into a node, operand by operand: a dot product has its own copies of what it reads."""
+def _scalar_edges(node: Node) -> int:
+    """Count the scalar edges into a node: a dot product has its own copies of what it reads."""
+    shapes = [jax.ShapeDtypeStruct(o.shape, o.dtype) for o in node.operands]
     if node.primitive in rules.bilinear_rules:
         expand = functools.partial(rules.bilinear_rules[node.primitive].expand, **dict(node.params))
-        shapes = [jax.ShapeDtypeStruct(o.shape, o.dtype) for o in node.operands]
-        return [copies.size for copies in jax.eval_shape(expand, *shapes)]
-    return [math.prod(o.shape) for o in node.operands]
+        shapes = jax.eval_shape(expand, *shapes)
+    return sum(copies.size for copies in shapes)
 
 
-def _counted(names: Counter[Any]) -> str:
-    return ", ".join(f"{count} x {name}" if count > 1 else name for name, count in names.items())
-
-
-def _amount(arrays: Sequence[tuple[int, np.dtype]]) -> str:
-    """Write the number and memory of the elements of arrays, given as (elements, dtype)."""
-    size = sum(count * dtype.itemsize for count, dtype in arrays)
-    power = next((p for p in (3, 2, 1) if size >= 1024**p), 0)
-    return f"{sum(count for count, _ in arrays):,} ({size / 1024**power:.4g} {('B', 'KiB', 'MiB', 'GiB')[power]})"
+def _counted(names: Iterable[str]) -> str:
+    return ", ".join(f"{count} x {name}" if count > 1 else name for name, count in Counter(names).items())
