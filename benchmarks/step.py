@@ -1,119 +1,86 @@
-"""Time and memory of one step: SGD, AP, CP, DR and the edges representation, MLP 1x128 on 784 inputs.
+"""Time and memory of one step: SGD, the matrix products alone, AP, CP, DR and the edges representation.
 
-    python -m benchmarks.step [--json FILE] [--batch 256]
+    python -m benchmarks.step [--network NAME ...] [--batch 256] [--json FILE]
 
 Every function takes 50 steps on one batch that is on the device: SGD scans value_and_grad and its update,
-the projection methods run one update (K = 50). AP on edges takes 3 (time per step does not depend on K).
+"products" scans the matrix products (convolutions) of AP's step and nothing else, the projection methods run one
+update (K = 50). AP on edges takes 3 (time per step does not depend on K) and is left out where its edges need more
+than --edges-gb.
 """
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import jax
-import jax.numpy as jnp
-import optax
 
 import pjax_core as pjax
 from benchmarks.measure import Measurement, environment, measure, write
-from pjax_core import nn, optim
+from benchmarks.networks import NETWORKS, STEPS, Network, Program
+from pjax_core import optim
 
-STEPS, EDGE_STEPS = 50, 3
-
-
-class MLP(nn.Module):
-    """One hidden layer: 128 neurons on 784 inputs, 10 classes, as in Table 2 on MNIST."""
-
-    def __init__(self, inputs: int = 784, width: int = 128, classes: int = 10) -> None:
-        super().__init__()
-        self.hidden = nn.Linear(inputs, width)
-        self.relu = nn.ReLU(width)
-        self.out = nn.Linear(width, classes)
-
-    def __call__(self, *xs: jax.Array) -> jax.Array:
-        """Logits ``(batch, classes)`` of inputs ``(batch, inputs)``."""
-        return self.out(self.relu(self.hidden(*xs)))
+EDGE_STEPS = 3
 
 
-Step = Callable[[Any, jax.Array, jax.Array], Any]  # of (params, x, y)
-
-
-def losses(model: nn.Module, x: jax.Array, y: jax.Array) -> Callable[[Any], jax.Array]:
-    """Return the loss of every sample as a function of the parameters."""
-    return lambda params: nn.cross_entropy(model.apply(params, x), y)
-
-
-def gradient_steps(model: nn.Module, steps: int = STEPS) -> Step:
-    """SGD: steps of ``value_and_grad`` and its update, scanned; returns parameters and the last loss."""
-    sgd = optax.sgd(1e-3)
-
-    def train(params: Any, x: jax.Array, y: jax.Array) -> Any:
-        def step(carry: Any, _: None) -> tuple[Any, jax.Array]:
-            params, state = carry
-            loss, grads = jax.value_and_grad(lambda p: losses(model, x, y)(p).mean())(params)
-            updates, state = sgd.update(grads, state)
-            return (optax.apply_updates(params, updates), state), loss
-
-        (params, _), means = jax.lax.scan(step, (params, sgd.init(params)), length=steps)
-        return params, means[-1]
-
-    return train
-
-
-def projection_steps(model: nn.Module, method: optim.ProjectionMethod) -> Step:
-    """One update of a projection method."""
-    return lambda params, x, y: method.update(losses(model, x, y), params)
-
-
-def cases(model: MLP) -> dict[str, tuple[Step, int]]:
+def cases(network: Network, *, edges: bool = True) -> dict[str, tuple[Program, int]]:
     """Functions of (params, x, y) and their steps, by name; "SGD" first."""
 
-    def projections(method: optim.ProjectionMethod) -> tuple[Step, int]:
-        return projection_steps(model, method), method.steps_per_update
+    def projections(method: optim.ProjectionMethod) -> tuple[Program, int]:
+        return network.projection_steps(method), method.steps_per_update
 
-    found = {"SGD": (gradient_steps(model), STEPS)}
+    found = {"SGD": (network.gradient_steps(), STEPS), "products": (network.products(), STEPS)}
     for name, operators in (("published", pjax.PUBLISHED), ("exact", pjax.EXACT)):
         found[f"AP {name}"] = projections(optim.AlternatingProjections(STEPS, operators))
         found[f"CP {name}"] = projections(optim.CyclicProjections(STEPS, operators))
         found[f"DR {name}"] = projections(optim.DouglasRachford(STEPS, operators))
-        found[f"AP {name}, edges"] = projections(optim.AlternatingProjections(EDGE_STEPS, operators, "edges"))
+        if edges:
+            found[f"AP {name}, edges"] = projections(optim.AlternatingProjections(EDGE_STEPS, operators, "edges"))
     return found
 
 
 def table(results: dict[str, Measurement]) -> str:
-    """Times, memory and their ratios to SGD and to the edges representation."""
-    sgd = results["SGD"]
-    lines = [f"{'':22}{'ms/step':>9}{'quartiles':>16}{'/ SGD':>8}{'edges /':>9}{'MB':>9}{'/ SGD':>8}{'compile s':>11}"]
+    """Times, memory and their ratios to SGD, to the products alone and to the edges representation."""
+    sgd, products = results["SGD"], results["products"]
+    head = ("ms/step", 9), ("quartiles", 16), ("/ SGD", 8), ("/ products", 12), ("edges /", 9), ("MB", 9), ("/ SGD", 8)
+    lines = [f"{'':22}" + "".join(f"{title:>{width}}" for title, width in (*head, ("compile s", 11)))]
     for name, m in results.items():
         edges = results.get(f"AP {name.split()[-1]}, edges")
         faster = f"{edges.step_ms / m.step_ms:.0f}x" if edges and "edges" not in name else ""
         quartiles = f"{m.spread_ms[0]:.2f}-{m.spread_ms[1]:.2f}"
         lines.append(
-            f"{name:22}{m.step_ms:9.3f}{quartiles:>16}{m.step_ms / sgd.step_ms:8.2f}{faster:>9}"
+            f"{name:22}{m.step_ms:9.3f}{quartiles:>16}{m.step_ms / sgd.step_ms:8.2f}"
+            f"{m.step_ms / products.step_ms:12.2f}{faster:>9}"
             f"{m.peak_mb:9.2f}{m.peak_mb / sgd.peak_mb:8.2f}{m.compile_s:11.1f}"
         )
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the numbers with device and versions to this file")
     parser.add_argument("--batch", type=int, default=256, help="samples per batch (default 256)")
-    options = parser.parse_args()
-    model = MLP()
-    key = jax.random.key(0)
-    x = jax.random.normal(key, (options.batch, 784))
-    y = jnp.arange(options.batch) % 10
+    parser.add_argument("--edges-gb", type=float, default=0.5, help="most memory of the edges' copies (default 0.5)")
+    parser.add_argument(
+        "--network",
+        nargs="+",
+        choices=list(NETWORKS),
+        default=["mnist mlp_1x128"],
+        metavar="NAME",
+        help=f"which networks (default mnist mlp_1x128): {', '.join(map(repr, NETWORKS))}",
+    )
+    options = parser.parse_args(arguments)
     device = environment()
-    print(f"MLP 784-128-10, batch {options.batch}, {device['device']} ({device['platform']}, {device['cores']} cores)")
-    results = measure(cases(model), (model.init(key), x, y))
-    print(table(results))
+    found = {}
+    for name in options.network:
+        network = NETWORKS[name]
+        params, x, y = network.arguments(options.batch)
+        print(f"{name}, batch {options.batch}, {device['device']} ({device['platform']}, {device['cores']} cores)")
+        graph = pjax.trace(network.losses(x, y), params)
+        results = measure(cases(network, edges=4 * graph.edges < 1e9 * options.edges_gb), (params, x, y))
+        print(table(results), flush=True)
+        found[name] = {case: dataclasses.asdict(m) for case, m in results.items()}
     if options.json:
-        rows = {name: dataclasses.asdict(m) for name, m in results.items()}
-        write(options.json, "step", batch=options.batch, results=rows)
+        write(options.json, "step", batch=options.batch, results=found)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import memory, step
 from benchmarks.measure import peak_mb
+from benchmarks.networks import NETWORKS, cnn, mlp, rnn
 
 
 def test_memory(tmp_path, capsys):
@@ -16,10 +17,10 @@ def test_memory(tmp_path, capsys):
     document = json.loads((tmp_path / "new" / "memory.json").read_text())
     results = document["results"]
     assert list(results) == [
-        "MLP 1x6, batch 4",
-        "CNN 1x4, batch 2",
-        "CNN 1x4, batch 4",
-        "RNN 1x6, 5 characters, batch 4",
+        "mlp_1x6, batch 4",
+        "cnn_1x4, batch 2",
+        "cnn_1x4, batch 4",
+        "rnn_1x6, batch 4",
     ]
     assert document["benchmark"] == "memory"
     assert document["environment"]["jax"] == jax.__version__
@@ -30,7 +31,7 @@ def test_memory(tmp_path, capsys):
         assert line.startswith(title)
         assert [line.split()[i] for i in (-6, -3, -1)] == ratios
     # Dots have an edge for every product, ReLU one for every term, the loss for logits and labels.
-    assert results["MLP 1x6, batch 4"]["edges"] == 4 * 4 * (2 * 8 * 6 + 2 * 6 + 2 * 6 * 3 + 2 * 3) / 1e6
+    assert results["mlp_1x6, batch 4"]["edges"] == 4 * 4 * (2 * 8 * 6 + 2 * 6 + 2 * 6 * 10 + 2 * 10) / 1e6
 
 
 def test_a_larger_batch_that_does_not_fit_is_left_out(capsys):
@@ -40,29 +41,46 @@ def test_a_larger_batch_that_does_not_fit_is_left_out(capsys):
 
 
 def test_the_papers_networks_have_their_sizes():
-    """Table 2 to 4's sizes, without compiling them."""
+    """Table 2 to 4's sizes, without making an array."""
     sizes = {}
-    for case in memory.cases(quick=False):
-        params = jax.eval_shape(case.model.init, jax.random.key(0))
-        x = jax.ShapeDtypeStruct((3, *case.x.shape), case.x.dtype)
-        assert jax.eval_shape(case.model.apply, params, x).shape[:-1] == (3, *case.y.shape)
-        sizes[case.name] = sum(leaf.size for leaf in params.values())
-    assert sizes == {
-        "MLP 1x128": 784 * 128 + 128 + 128 * 10,
-        "CNN 1x32": 9 * 32 + 32 + 32 * 10,
-        "CNN 4x16": 9 * 16 + 3 * 9 * 16 * 16 + 4 * 16 + 16 * 10,
-        "RNN 1x256, 64 characters": 65 * 256 + 512 * 256 + 256 + 256 * (65 + 256) + 256,
-    }
+    for name, network in NETWORKS.items():
+        params, x, y = jax.eval_shape(lambda n=network: n.arguments(3))
+        losses = jax.eval_shape(lambda p, x, y, n=network: n.losses(x, y)(p), params, x, y)
+        assert losses.shape == y.shape
+        sizes[name] = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert len(sizes) == 18
+    assert sizes["mnist mlp_1x128"] == 784 * 128 + 128 + 128 * 10
+    assert sizes["cifar10 mlp_4x256_skip"] == 3072 * 256 + 3 * 256 * 256 + 4 * 256 + 4 * 256 * 10
+    assert sizes["higgs mlp_1x256"] == 28 * 256 + 256 + 256 * 2
+    assert sizes["mnist cnn_1x32"] == 9 * 32 + 32 + 32 * 10
+    assert sizes["cifar10 cnn_4x16"] == 27 * 16 + 3 * 9 * 16 * 16 + 4 * 16 + 16 * 10
+    assert sizes["mnist cnn_4x16_skip"] == 9 * 16 + 3 * 9 * 16 * 16 + 4 * 16 + 4 * 16 * 10
+    assert sizes["shakespeare rnn_1x256"] == 65 * 256 + 512 * 256 + 256 + 256 * (65 + 256)
+    assert sizes["shakespeare rnn_4x128"] == 65 * 128 + 256 * 128 + 3 * 128 * 128 + 4 * 128 + 128 * (65 + 128)
 
 
-def test_every_method_of_the_step_benchmark_takes_its_arguments():
-    model = step.MLP(5, 4, 3)
-    x, y = jnp.ones((2, 5)), jnp.zeros(2, int)
-    for fun, steps in step.cases(model).values():
-        params, loss = jax.eval_shape(fun, model.init(jax.random.key(0)), x, y)
-        assert params["hidden.weight"].shape == (5, 4)
-        assert loss.shape == ()
-        assert steps > 0
+@pytest.mark.parametrize(
+    "network",
+    [mlp("mlp", 5, [4]), cnn("cnn", (6, 6, 2), [3, 3], skip=True), rnn("rnn", [4], characters=3)],
+    ids=lambda n: n.name,
+)
+def test_step(network, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(NETWORKS, "tiny", network)
+    step.main(["--network", "tiny", "--batch", "2", "--json", str(tmp_path / "step.json")])
+    rows = capsys.readouterr().out.splitlines()[2:]
+    results = json.loads((tmp_path / "step.json").read_text())["results"]["tiny"]
+    assert [row.split("  ")[0] for row in rows] == list(results)
+    assert {name.split(", ")[-1] for name in results} >= {"SGD", "products", "AP exact", "DR published", "edges"}
+    assert all(found["step_ms"] > 0 for found in results.values())
+
+
+def test_products_are_those_of_a_step():
+    """What is constant is not pulled to: the first layer's input."""
+    network = mlp("mlp", 5, [4])
+    params, x, y = network.arguments(2)
+    jaxpr = str(jax.make_jaxpr(network.products())(params, x, y))
+    # In the forward pass, and in the loop forward and back to a weight, of two layers, and to the hidden layer.
+    assert jaxpr.count("dot_general[") == 2 + 2 + 2 + 1
 
 
 def test_peak_memory_counts_arguments_and_results():
