@@ -1,7 +1,6 @@
 """Certify a projection rule: is its answer the nearest point of the primitive's graph?"""
 
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,16 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.extend.core import Primitive
+from jax.flatten_util import ravel_pytree
 
-from pjax_core import nn, rules
+from pjax_core import rules
 from pjax_core.operators import EXACT, Operators
-from pjax_core.trace import trace
 
-Points = tuple[Array, ...]
+_Function = Callable[..., Any]
 
 _WEIGHTS = (1.0, 7.5)
 _NUDGE = 1e-9  # how far from the answer f may take the value of the output, see check_projection
 _ROUNDS = 100  # of the search for a nearer point, from each start
+_FAILURES = {
+    "off_graph": "the output is not the primitive's value of the answer",
+    "idempotence": "an answer, projected again, moves",
+    "batching": "the rule of a batch is not the batch of the rule",
+    "excess": "a point of the graph is nearer than the answer",
+}
 
 
 class ProjectionError(AssertionError):
@@ -74,142 +79,93 @@ def check_projection(
     """
     if prim not in rules.projection_rules:
         raise TypeError(f"{prim} has no projection to check; register one by pjax.defproj(primitive, rule)")
-    params = params or {}
-    value = functools.partial(prim.bind, **params)
+    value = functools.partial(prim.bind, **params or {})
 
-    def project(xs: Points, target: Array, weight: float, **params: Any) -> Any:
-        return rules.projection_rules[prim](xs, target, weight, operators, **params)
+    def project(params: dict[str, Any], xs: Sequence[Array], target: Array, weight: Any) -> Any:
+        answer = rules.projection_rules[prim](xs, target, weight, operators, **params)
+        asked, given = ([f"{a.dtype}{list(a.shape)}" for a in jax.tree.leaves(tree)] for tree in ((xs, target), answer))
+        if asked != given:
+            raise ProjectionError(f"the rule of {prim} returns {given} for operands and a target {asked}")
+        return answer
 
-    structs = tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
-    given = (structs, jax.eval_shape(value, *structs))
-    found = jax.eval_shape(functools.partial(project, **params), *given, 1)
-    expected, returned = ([f"{a.dtype}{list(a.shape)}" for a in jax.tree.leaves(tree)] for tree in (given, found))
-    if expected != returned:
-        raise ProjectionError(f"the rule of {prim} returns {returned} for operands and a target {expected}")
-
-    key = jax.random.key(0) if key is None else key
-    worst: dict[str, float] = dict.fromkeys(_FAILURES, 0.0)
+    worst = dict.fromkeys(_FAILURES, 0.0)
     with jax.enable_x64(True):
-        f = jax.jit(jax.vmap(value))
-        single = jax.jit(jax.vmap(functools.partial(project, **params), in_axes=(0, 0, None)))
-        whole = jax.jit(functools.partial(project, **_batched_params(prim, f, shapes, samples)))
-        search = jax.jit(functools.partial(_search, f))
-        for number, (scale, weight) in enumerate(itertools.product(scales, _WEIGHTS)):
-            keys = jax.random.split(jax.random.fold_in(key, number), 3)
-            xs, target = _problems(f, keys[0], shapes, samples, scale)
-            answer, output = single(xs, target, weight)
-            # Elements of an output are taken one by one: each may lie at its own side of a jump.
-            sides = [answer, *(_moved(k, answer, jnp.full(samples, _NUDGE)) for k in jax.random.split(keys[1], 16))]
-            off_graph = functools.reduce(jnp.minimum, (jnp.abs(f(*us) - output) for us in sides))
-            best = _distance(answer, output, xs, target, weight)
-            nearest = search(keys[2], xs, target, weight, answer)
-            errors = {
-                "off_graph": _largest([off_graph]),
-                "idempotence": _difference(single(answer, output, weight), (answer, output)),
-                "batching": _difference(whole(xs, target, weight), (answer, output)),
-                "excess": jnp.sqrt(jnp.maximum(best - nearest, 0)),
-            }
-            for name, error in errors.items():
-                error = np.nan_to_num(np.asarray(error) / (1 + scale), nan=np.inf)
-                i = int(error.argmax())
-                worst[name] = max(worst[name], float(error[i]))
-                if error[i] > tolerance:
+        sizes = jnp.repeat(jnp.array(scales), samples)
+        keys = jax.random.split(jax.random.key(0) if key is None else key, (len(_WEIGHTS), sizes.size))
+        trial = functools.partial(_trial, value, functools.partial(project, params or {}), shapes)
+        trials = jax.jit(jax.vmap(trial, in_axes=(0, 0, None)))
+        whole = jax.jit(functools.partial(project, _batched_params(prim, value, shapes)))
+        for number, weight in enumerate(_WEIGHTS):
+            problem, answer, distances, errors = trials(keys[number], sizes, weight)
+            errors["batching"] = jax.vmap(_difference)(whole(*problem, weight), answer)
+            for name, failure in _FAILURES.items():
+                error = np.nan_to_num(errors[name] / (1 + sizes), nan=np.inf)
+                i, worst[name] = int(error.argmax()), max(worst[name], float(error.max()))
+                if worst[name] > tolerance:
+                    best, nearest = (float(d[i]) ** 0.5 for d in distances)
+                    (xs, target), (us, output) = jax.tree.map(lambda a, i=i: a[i].tolist(), (problem, answer))
                     raise ProjectionError(
-                        f"the rule of {prim} at target scale {scale:g} and weight {weight:g}: {_FAILURES[name]} "
-                        f"({name} {error[i]:.2g} x (1 + scale), tolerance {tolerance:g}; distance of the answer "
-                        f"{best[i] ** 0.5:.4g}, of the nearest point found {nearest[i] ** 0.5:.4g}). Operands "
-                        f"{[x[i].tolist() for x in xs]}, target {target[i].tolist()}, answer "
-                        f"{[a[i].tolist() for a in answer]}, output {output[i].tolist()}"
+                        f"the rule of {prim} at target scale {sizes[i]:g} and weight {weight:g}: {failure} ({name} "
+                        f"{error[i]:.2g} x (1 + scale), tolerance {tolerance:g}; distance of the answer {best:.4g}, of "
+                        f"the nearest point found {nearest:.4g}). Operands {[*xs]}, target {target}, answer "
+                        f"{[*us]}, output {output}"
                     )
-    return ProjectionReport(str(prim), samples * len(scales) * len(_WEIGHTS), **worst)
+    return ProjectionReport(str(prim), len(_WEIGHTS) * sizes.size, **worst)
 
 
-_FAILURES = {
-    "off_graph": "the output is not the primitive's value of the answer",
-    "idempotence": "an answer, projected again, moves",
-    "batching": "the rule of a batch is not the batch of the rule",
-    "excess": "a point of the graph is nearer than the answer",
-}
+def _batched_params(prim: Primitive, value: _Function, shapes: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+    """Parameters of the primitive in a batch: what the engine passes to the rule."""
+    jaxpr = jax.make_jaxpr(jax.vmap(value))(*(jnp.zeros((2, *shape)) for shape in shapes))
+    found = [eqn.params for eqn in jaxpr.eqns if eqn.primitive is prim]
+    if len(found) != 1:
+        raise ProjectionError(f"jax.vmap does not make one {prim} of {prim}, so no batch can be projected:\n{jaxpr}")
+    return found[0]
 
 
-def _batched_params(prim: Primitive, f: Callable[..., Array], shapes: Sequence[Any], samples: int) -> dict[str, Any]:
-    """Parameters of the primitive in a traced batch: what the engine passes to the rule."""
+def _trial(
+    value: _Function, project: _Function, shapes: Sequence[tuple[int, ...]], key: Array, scale: Array, weight: Array
+) -> tuple[Any, Any, tuple[Array, Array], dict[str, Array]]:
+    """One random problem, its answer, the squared distances of that and of the nearest point found, and the errors.
 
-    def loss_fn(xs: Points) -> Array:
-        return nn.squared_error(f(*xs), jnp.zeros_like(f(*xs)))
+    A quarter of the problems each are random, have rounded operands, lie on the graph already, have all rounded.
+    """
+    keys = jax.random.split(key, 5)
+    kind = jax.random.randint(keys[0], (), 0, 4)
+    start, unravel = ravel_pytree(tuple(jnp.zeros(shape) for shape in shapes))
+    start = jax.random.normal(keys[1], start.shape)
+    start = jnp.where(kind % 2 == 1, jnp.round(2 * start) / 2, start)
 
-    graph = trace(loss_fn, tuple(jnp.zeros((samples, *shape)) for shape in shapes))
-    nodes = [node for node in graph.nodes if node.primitive is prim]
-    if len(nodes) != 1:
-        raise ProjectionError(f"jax.vmap does not make one {prim} of {prim}, so no batch can be projected:\n{graph}")
-    return dict(nodes[0].params)
+    def f(point: Array) -> Array:
+        return value(*unravel(point))
 
+    target = scale * jax.random.normal(keys[2], f(start).shape)
+    target = jnp.select([kind == 2, kind == 3], [f(start), jnp.round(target)], target)
+    us, output = project(unravel(start), target, weight)
+    found, _ = ravel_pytree(us)
 
-def _problems(
-    f: Callable[..., Array], key: Array, shapes: Sequence[tuple[int, ...]], samples: int, scale: float
-) -> tuple[Points, Array]:
-    """Operands and targets: a quarter random, the others with rounded operands, on the graph, with both rounded."""
-    keys = iter(jax.random.split(key, len(shapes) + 1))
-    kind = jnp.arange(samples) % 4
+    def distance(point: Array, output: Array) -> Array:
+        return jnp.sum(jnp.square(point - start)) + weight * jnp.sum(jnp.square(output - target))
 
-    def choose(kinds: tuple[int, ...], these: Array, those: Array) -> Array:
-        return jnp.where(_like(jnp.isin(kind, jnp.array(kinds)), these), these, those)
+    def attempt(point: Array, key: Array) -> tuple[Array, Array]:
+        keys, least = jax.random.split(key, 3), distance(point, f(point))
+        # Moves of all sizes up to the distance itself, of about half of the coordinates.
+        size = jnp.sqrt(least) * 10 ** jax.random.uniform(keys[0], minval=-5, maxval=0.5)
+        moved = point + size * jax.random.normal(keys[1], point.shape) * jax.random.bernoulli(keys[2], 0.5, point.shape)
+        return jnp.where(distance(moved, f(moved)) < least, moved, point), least
 
-    xs = [jax.random.normal(next(keys), (samples, *shape)) for shape in shapes]
-    xs = tuple(choose((1, 3), jnp.round(2 * x) / 2, x) for x in xs)
-    values = f(*xs)
-    target = scale * jax.random.normal(next(keys), values.shape)
-    return xs, choose((2,), values, choose((3,), jnp.round(target), target))
-
-
-def _search(f: Callable[..., Array], key: Array, xs: Points, target: Array, weight: float, answer: Points) -> Array:
-    """Squared distance of the nearest point of the graph that random moves find, for every sample."""
-
-    def distance(us: Points) -> Array:
-        return _distance(us, f(*us), xs, target, weight)
-
-    def attempt(carry: tuple[Points, Array], key: Array) -> tuple[tuple[Points, Array], None]:
-        us, least = carry
-        keys = jax.random.split(key)
-        # Moves of all sizes up to the distance itself.
-        size = jnp.sqrt(least) * 10 ** jax.random.uniform(keys[0], least.shape, minval=-5, maxval=0.5)
-        moved = _moved(keys[1], us, size)
-        other = distance(moved)
-        nearer = other < least
-        us = tuple(jnp.where(_like(nearer, u), m, u) for u, m in zip(us, moved, strict=True))
-        return (us, jnp.minimum(least, other)), None
-
-    def descend(start: Points) -> Array:
-        return jax.lax.scan(attempt, (start, distance(start)), jax.random.split(key, _ROUNDS))[0][1]
-
-    starts = (xs, tuple(map(jnp.zeros_like, xs)), answer)
-    return jax.vmap(descend)(jax.tree.map(lambda *points: jnp.stack(points), *starts)).min(0)
-
-
-def _moved(key: Array, us: Points, size: Array) -> Points:
-    """Move about half of the coordinates of every sample by normal numbers of its size."""
-    keys = jax.random.split(key, (len(us), 2))
-    return tuple(
-        u + _like(size, u) * jax.random.normal(k[0], u.shape) * jax.random.bernoulli(k[1], 0.5, u.shape)
-        for k, u in zip(keys, us, strict=True)
-    )
-
-
-def _like(a: Array, u: Array) -> Array:
-    """One number for every sample, in the rank of ``u``."""
-    return a.reshape(-1, *[1] * (u.ndim - 1))
-
-
-def _distance(us: Points, output: Array, xs: Points, target: Array, weight: float) -> Array:
-    """``||u - x||^2 + n ||output - target||^2`` of every sample."""
-    squares = [*(jnp.square(u - x) for u, x in zip(us, xs, strict=True)), weight * jnp.square(output - target)]
-    return functools.reduce(jnp.add, (s.reshape(len(s), -1).sum(-1) for s in squares))
-
-
-def _largest(errors: Sequence[Array]) -> Array:
-    """Largest absolute entry of every sample."""
-    return functools.reduce(jnp.maximum, (jnp.abs(e).reshape(len(e), -1).max(-1) for e in errors))
+    search = functools.partial(jax.lax.scan, attempt, xs=jax.random.split(keys[3], _ROUNDS))
+    _, distances = jax.vmap(search)(jnp.stack([start, jnp.zeros_like(start), found]))
+    best, nearest = distance(found, output), jnp.min(distances)
+    # Elements of an output are taken one by one: each may lie at its own side of a jump.
+    beside = found[None] + _NUDGE * jax.random.normal(keys[4], (32, start.size)).at[0].set(0)
+    errors = {
+        "off_graph": jnp.abs(jax.vmap(f)(beside) - output[None]).min(0).max(),
+        "idempotence": _difference(project(us, output, weight), (us, output)),
+        "excess": jnp.sqrt(jnp.maximum(best - nearest, 0)),
+    }
+    return (unravel(start), target), (us, output), (best, nearest), errors
 
 
 def _difference(one: Any, other: Any) -> Array:
-    return _largest(jax.tree.leaves(jax.tree.map(jnp.subtract, one, other)))
+    """Largest difference of two pytrees' numbers."""
+    return jnp.abs(ravel_pytree(one)[0] - ravel_pytree(other)[0]).max()

@@ -1,57 +1,42 @@
 """A constraint graph as an SVG picture, in the style of the paper's Figure 7.
 
-In layers from the top: a box is below what it reads; leaves and copies are as low as their readers allow. Where an
-edge passes a layer, an empty box keeps the others off it; it bends only between two layers, so it meets no box.
+In layers from the top: a box is below what it reads, and as low as its readers allow. Where an edge passes a layer, an
+empty box keeps the others off it; it bends only between two layers, so it meets no box.
 """
 
-import dataclasses
 import re
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+import numpy as np
+
 from pjax_core import rules
 from pjax_core.graph import Graph
 
-# Fill, dashes and width of the border, radius of the corners: kinds differ in more than their colour-blind-safe colour.
-_STYLES = {
-    "parameter": ("#9fd0f0", "none", 1.2, 16),
-    "constant": ("#f5eca0", "2 2", 1.2, 0),
-    "constraint": ("#a9dcc6", "none", 1.2, 4),
-    "loss": ("#f4b183", "none", 3, 4),
-    "inserted identity": ("#e3b7d2", "7 3", 1.2, 4),
-    "copies": ("#e6e6e6", "none", 0.6, 6),
-    "note": ("none", "none", 0, 0),
+_STYLES = {  # kinds differ in more than their colour-blind-safe colour
+    "parameter": 'fill="#9fd0f0" stroke="#222" rx="16"',
+    "constant": 'fill="#f5eca0" stroke="#222" stroke-dasharray="2 2"',
+    "constraint": 'fill="#a9dcc6" stroke="#222" rx="4"',
+    "loss": 'fill="#f4b183" stroke="#222" rx="4" stroke-width="3"',
+    "inserted identity": 'fill="#e3b7d2" stroke="#222" rx="4" stroke-dasharray="7 3"',
+    "copies": 'fill="#e6e6e6" stroke="#222" rx="6" stroke-width="0.6"',
+    "note": 'fill="none"',
 }
-_SPACE, _MARGIN, _SWEEPS = 26, 16, 48
+_PITCH, _SPACE, _SWEEPS = 88, 26, 12  # from layer to layer, between two boxes of one; there and back
 
 
-@dataclasses.dataclass(eq=False)
 class _Box:
-    """A box with its text, or (without lines) the place where a long edge passes a layer; (x, y) is its centre."""
+    """A box with its text or, without lines, the place where a long edge passes a layer; (x, y) is its centre."""
 
-    rank: int = 0
-    kind: str = ""
-    lines: tuple[str, ...] = ()
-    title: str = ""
-    side: str = ""
-    x: float = 0
-    y: float = 0
-    near: tuple[list["_Box"], list["_Box"]] = dataclasses.field(default_factory=lambda: ([], []))  # above, below
-
-    def __post_init__(self) -> None:
-        # A letter of the widest monospaced fonts takes 0.61 of their size, one of an ideographic script all of it.
-        letters = max((sum(1 if ord(c) < 0x1100 else 1.7 for c in line) for line in self.lines), default=0)
-        self.font = 10 if self.kind == "copies" else 12
-        self.width = 0.62 * self.font * letters + (42 if self.side else 14 if self.lines else 0)
-        self.height = (self.font + 3) * len(self.lines) + 10 if self.lines else 0
-        self.leaf = self.kind in ("parameter", "constant")
-
-
-_Edge = tuple[_Box, _Box]
-_Edges = dict[_Edge, bool]  # (source, target) -> whether the source is the later one
-_Routes = dict[_Edge, list[_Box]]  # the boxes that an edge meets, its ends included
+    def __init__(self, kind: str, *lines: str, title: str = "", side: str = "", y: int = 0) -> None:
+        self.kind, self.lines, self.title, self.side, self.x, self.y = kind, lines, title or kind, side, 0, y
+        self.near: list[_Box] = []  # in the next layers, where its edges lead
+        # A letter of the widest monospaced fonts takes 0.61 of its size, one of an ideographic script all of it.
+        letters = max((sum(1 if ord(c) < 0x1100 else 1.7 for c in line) for line in lines), default=0)
+        self.font = 10 if kind == "copies" else 12
+        self.width = round(0.62 * self.font * letters) + (42 if side else 14)
 
 
 def write(graph: Graph, path: str | PathLike[str], *, copies: bool) -> None:
@@ -67,170 +52,105 @@ def write(graph: Graph, path: str | PathLike[str], *, copies: bool) -> None:
 def svg(graph: Graph, *, copies: bool = True) -> str:
     """Return the picture; the same graph gives the same text."""
     boxes, edges = _boxes(graph, copies)
-    layers, routes = _layers(boxes, edges)
-    bands = _place(layers)
-    notes = [_Box(kind=kind, lines=(kind,)) for kind in _STYLES if any(box.kind == kind for box in boxes)]
-    notes += [_Box(kind="note", lines=(f"side {side}",), side=side) for side in "AB"]
-    notes += [_Box(kind="note", lines=("dashed: from a later node",))] * any(edges.values())
-    left = max(box.x + box.width / 2 for layer in layers for box in layer) + 2 * _SPACE
-    for row, box in enumerate(notes):
-        box.x, box.y = left + box.width / 2, _MARGIN + 14 + 34 * row
-    width = round(max(box.x + box.width / 2 for box in notes) + _MARGIN)
-    height = round(max(notes[-1].y + 14, bands[-1][1]) + _MARGIN)
+    legend = [_Box(kind, kind, y=_PITCH) for kind in _STYLES if any(box.kind == kind for box in boxes)]
+    legend += [_Box("note", f"side {side}", side=side, y=_PITCH + 36) for side in "AB"]
+    legend += [_Box("note", "dashed: from a later node", y=_PITCH + 36)] * any(a > b for a, b in edges)
+    routes = _routes(boxes, edges)
+    _place(boxes + legend)
+    ends = [box.x + sign * box.width // 2 for box in boxes + legend for sign in (-1, 1)]
+    left, top = min(ends) - _SPACE, min(box.y for box in boxes) - 20 - _SPACE
+    width, height = max(ends) + _SPACE - left, _PITCH + 48 + _SPACE - top
     head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
-        'font-family="DejaVu Sans Mono, Menlo, Consolas, monospace" text-anchor="middle">\n'
-        f'<path d="M0 0H{width}V{height}H0z" fill="white"/>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{left} {top} {width} {height}" width="{width}" '
+        f'height="{height}" text-anchor="middle" font-family="DejaVu Sans Mono, Menlo, Consolas, monospace">\n'
+        f'<rect x="{left}" y="{top}" width="{width}" height="{height}" fill="white"/>'
     )
-    arrows = [_drawn_edge(edge, routes, bands, dashed) for edge, dashed in edges.items()]
-    drawn = [head, *arrows, *map(_drawn_box, boxes), '<g class="legend">', *map(_drawn_box, notes), "</g>", "</svg>\n"]
-    return "\n".join(drawn)
+    drawn = [*map(_drawn_edge, routes), *(_drawn_box(box) for box in boxes if box.lines)]
+    drawn += ['<g class="legend">', *map(_drawn_box, legend), "</g>", "</svg>\n"]
+    # Without addresses in memory, which differ from run to run, and with a mark for what no XML file may hold.
+    text = re.sub(" at 0x[0-9a-f]+", "", "\n".join([head, *drawn]))
+    return re.sub(r"[^\n -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\N{REPLACEMENT CHARACTER}", text)
 
 
-def _boxes(graph: Graph, copies: bool) -> tuple[list[_Box], _Edges]:
+def _boxes(graph: Graph, copies: bool) -> tuple[list[_Box], list[tuple[int, int]]]:
     """Boxes of nodes and of operands' copies, each before its first reader, and the edges between them, each once."""
-    sides = {number: side for side, numbers in zip("AB", graph.sides, strict=True) for number in numbers}
-    nodes: list[_Box] = []
-    for number, node in enumerate(graph.nodes):
-        kind = "inserted identity" if node.primitive is rules.identity_p else node.kind
-        title = f"node {number}: {kind} {_details(node.name, node.params)}\n{node.dtype} {node.shape}"
-        nodes.append(_Box(kind=kind, lines=(node.name, str(node.shape)), title=title, side=sides.get(number, "-")))
-    boxes: list[_Box] = []
-    chains: dict[object, _Box] = {}
-    edges: _Edges = {}
-    for number, (node, reader) in enumerate(zip(graph.nodes, nodes, strict=True)):
+    boxes: dict[object, _Box] = {}
+    edges: dict[tuple[object, object], None] = {}
+    for number, node in sorted(enumerate(graph.nodes), key=lambda item: bool(item[1].operands)):  # leaves first
         for operand in node.operands:
-            key, target = (operand.producers, operand.copies), reader
+            reader: object = number
             if copies and operand.copies:
+                reader = operand.producers, operand.copies
                 names = [str(copy.primitive) for copy in operand.copies]
-                lines = (*names[:3], *[f"+{len(names) - 3}"] * (len(names) > 3), str(operand.shape))
-                title = "\n".join(_details(str(copy.primitive), copy.params) for copy in operand.copies)
-                if key not in chains:
-                    chains[key] = _Box(kind="copies", lines=lines, title=f"{title}\n{operand.dtype} {operand.shape}")
-                    boxes.append(chains[key])
-                target = chains[key]
-                edges[target, reader] = False
-            for producer in operand.producers:
-                edges.setdefault((nodes[producer], target), producer >= number)
-        boxes.append(reader)
-    return boxes, edges
+                shown = " ".join(names[:2] + ["..."] * (len(names) > 2))
+                title = "\n".join(f"{copy.primitive} {dict(copy.params)}" for copy in operand.copies)
+                boxes.setdefault(reader, _Box("copies", shown, str(operand.shape), title=title))
+                edges[reader, number] = None
+            edges.update(((producer, reader), None) for producer in operand.producers)
+        kind = "inserted identity" if node.primitive is rules.identity_p else node.kind
+        title = f"node {number}: {kind} {node.name} {dict(node.params)}\n{node.dtype} {node.shape}"
+        side = "B" if number in graph.sides[1] else "A"
+        boxes[number] = _Box(kind, node.name, str(node.shape), title=title, side=side)
+    position = {key: i for i, key in enumerate(boxes)}
+    return list(boxes.values()), [(position[source], position[target]) for source, target in edges]
 
 
-def _details(name: str, params: tuple[tuple[str, object], ...]) -> str:
-    """A name with parameters, without addresses in memory: those differ from run to run."""
-    return re.sub(" at 0x[0-9a-f]+", "", "\n  ".join([name, *(f"{key} = {value}" for key, value in params)]))
+def _routes(boxes: list[_Box], edges: list[tuple[int, int]]) -> list[list[_Box]]:
+    """Set every y. Returns for every edge the boxes that it meets; those between its ends are new, and empty."""
+    # As far above the end as the longest way to it. The earlier of two boxes is above, whichever reads the other.
+    for upper, lower in sorted(((min(edge), max(edge)) for edge in edges), reverse=True):
+        boxes[upper].y = min(boxes[upper].y, boxes[lower].y - _PITCH)
+    routes = []
+    for source, target in [(boxes[a], boxes[b]) for a, b in edges]:
+        step = _PITCH if source.y < target.y else -_PITCH
+        routes.append([source, *(_Box("bend", y=y) for y in range(source.y + step, target.y, step)), target])
+        boxes += routes[-1][1:-1]
+        for a, b in pairwise(routes[-1]):
+            a.near.append(b)
+            b.near.append(a)
+    return routes
 
 
-def _layers(boxes: list[_Box], edges: _Edges) -> tuple[list[list[_Box]], _Routes]:
-    """Rank by longest paths, back edges aside. Returns the layers and the boxes that every edge meets."""
-    forward = [edge for edge, back in edges.items() if not back]
-    for box in boxes:
-        box.rank = max((source.rank + 1 for source, target in forward if target is box), default=0)
-    for box in reversed(boxes):
-        if box.leaf or box.kind == "copies":
-            box.rank = min((target.rank - 1 for source, target in forward if source is box), default=box.rank)
-    layers: list[list[_Box]] = [[] for _ in range(max(box.rank for box in boxes) + 1)]
-    for box in boxes:
-        layers[box.rank].append(box)
-    routes: _Routes = {}
-    for a, b in edges:
-        step = 1 if a.rank < b.rank else -1
-        passed = [_Box(rank) for rank in range(a.rank + step, b.rank, step)]
-        routes[a, b] = [a, *passed, b]
-        for box in passed:
-            layers[box.rank].append(box)
-        for high, low in (pair[::step] for pair in pairwise(routes[a, b]) if a.rank != b.rank):
-            high.near[1].append(low)
-            low.near[0].append(high)
-    return layers, routes
+def _place(boxes: list[_Box]) -> None:
+    """Set every x: the mean of its neighbours', or about as near as fits side by side."""
+    layers = [[box for box in boxes if box.y == y] for y in sorted({box.y for box in boxes})]
+    for layer in (layers + layers[::-1]) * _SWEEPS:
+        wanted = {box: np.mean([other.x for other in box.near or boxes]) for box in layer}
+        layer.sort(key=lambda box: wanted[box])
+        widths = np.array([box.width + _SPACE for box in layer])
+        offsets = np.cumsum(widths) - widths / 2
+        # Boxes fit where x - offset ascends, as the mean of its running extremes from both ends does.
+        free = np.array([wanted[box] for box in layer]) - offsets
+        fitting = (np.maximum.accumulate(free) + np.minimum.accumulate(free[::-1])[::-1]) / 2
+        for box, x in zip(layer, offsets + fitting, strict=True):
+            box.x = round(x)
 
 
-def _place(layers: list[list[_Box]]) -> list[tuple[float, float]]:
-    """Set every centre. Returns the top and bottom of every layer."""
-    for sweep in range(_SWEEPS):
-        ordering = sweep < _SWEEPS // 3  # by the neighbours on one side, then straight between those on both
-        for layer in layers[:: -1 if sweep % 2 else 1]:
-            _place_layer(layer, (sweep % 2,) if ordering else (0, 1), ordering)
-    left = min(box.x - box.width / 2 for layer in layers for box in layer) - _MARGIN
-    bands, top = [], float(_MARGIN)
-    for layer in layers:
-        bands.append((top, top + max(box.height for box in layer)))
-        slope = max((abs(a.x - b.x) / 8 for a in layer for b in a.near[1]), default=0)
-        top = bands[-1][1] + 34 + min(slope, 60)
-        for box in layer:
-            box.x, box.y = box.x - left, sum(bands[-1]) / 2
-    return bands
-
-
-def _place_layer(layer: list[_Box], ways: tuple[int, ...], ordering: bool) -> None:
-    """Move boxes to the mean of their neighbours above (way 0) or below (1), or near it where they would overlap.
-
-    The nearest places in least squares: wanted places less the offsets, made ascending by pooling adjacent violators.
-    """
-    wanted: dict[_Box, tuple[float, float]] = {}  # place, weight: leaves stand where there is room
-    for box in layer:
-        near = [(1e-3 if box.leaf or other.leaf else 1.0, other.x) for way in ways for other in box.near[way]]
-        weight = sum(w for w, _ in near)
-        wanted[box] = (sum(w * x for w, x in near) / weight, weight) if near else (box.x, 1e-3)
-    if ordering:
-        layer.sort(key=lambda box: wanted[box][0])
-    offsets = list(accumulate(((a.width + b.width) / 2 + _SPACE for a, b in pairwise(layer)), initial=0.0))
-    blocks: list[list[float]] = []  # weighted sum, weight, boxes
-    for box, offset in zip(layer, offsets, strict=True):
-        place, weight = wanted[box]
-        block = [weight * (place - offset), weight, 1]
-        while blocks and blocks[-1][0] * block[1] > block[0] * blocks[-1][1]:
-            block = [a + b for a, b in zip(blocks.pop(), block, strict=True)]
-        blocks.append(block)
-    places = [total / weight for total, weight, count in blocks for _ in range(int(count))]
-    for box, place, offset in zip(layer, places, offsets, strict=True):
-        box.x = place + offset
-
-
-def _drawn_edge(edge: _Edge, routes: _Routes, bands: list[tuple[float, float]], back: bool) -> str:
-    """Draw an arrow: vertical along boxes and layers, curved between two layers."""
-    (a, b), route = edge, routes[edge]
-    up, top = a.rank >= b.rank, a.rank <= b.rank  # it leaves through the top, it arrives there
-    rivals = sorted((r for r in routes.values() if r[-1] is b and (r[-2].rank <= b.rank) == top), key=lambda r: r[-2].x)
-    share = (rivals.index(route) + 1) / (len(rivals) + 1)
-    # Upwards, an edge keeps to the corner, clear of what the border's middle is for.
-    tail = 0.4 * up * (1 if route[1].x >= a.x else -1)
-    head = 0.7 * share - 0.35 if top else (0.15 + 0.25 * share) * (1 if route[-2].x >= b.x else -1)
-    xs = [a.x + tail * a.width, *(box.x for box in route[1:-1]), b.x + head * b.width]
-    sign = 1 if top else -1  # of the way into the box; heads are 8 long
-    line = f"M{xs[0]:.0f} {a.y + a.height * (0.5 - up):.0f}"
-    for (u, x), (v, z) in pairwise(zip(route, xs, strict=True)):
-        start, end = bands[u.rank][not up], bands[v.rank][not top] - 7 * sign
-        middle = start - 18 if a.rank == b.rank else (start + end) / 2
-        line += f"V{start:.0f}C{x:.0f} {middle:.0f} {z:.0f} {middle:.0f} {z:.0f} {end:.0f}"
-    tip = round(b.y - sign * b.height / 2)
+def _drawn_edge(route: list[_Box]) -> str:
+    """Draw an arrow, curved between two layers; upwards, to an earlier box, it is dashed and a little aside."""
+    down, aside = (1, 0.0) if route[0].y < route[-1].y else (-1, 0.1)
+    line, x, y = "", 0, 0
+    for a, b in pairwise(route):
+        lean = 0.4 * (b.x - a.x) / (100 + abs(b.x - a.x))  # from the middle of a box to its corner
+        u, x = round(a.x + (lean + aside) * a.width), round(b.x + (aside - lean) * b.width)
+        v, y = a.y + 20 * down, b.y - 20 * down
+        line += f"{'L' if line else 'M'}{u} {v}C{u} {v + 30 * down} {x} {y - 30 * down} {x} {y}"
     return (
-        f'<g class="edge"><title>{_text(f"{a.lines[0]} to {b.lines[0]}")}</title><path d="{line}V{tip - 7 * sign}" '
-        f'fill="none" stroke="#444" stroke-width="1.3" stroke-dasharray="{"5 4" if back else "none"}"/>'
-        f'<path d="M{xs[-1] - 4:.0f} {tip - 8 * sign}h8l-4 {8 * sign}z" fill="#444"/></g>'
+        f'<g class="edge"><title>{escape(f"{route[0].lines[0]} to {route[-1].lines[0]}")}</title>'
+        f'<path d="{line}" fill="none" stroke="#444" stroke-dasharray="{"none" if down > 0 else "5 4"}"/>'
+        f'<path d="M{x - 4} {y - 8 * down}h8l-4 {8 * down}z" fill="#444"/></g>'
     )
 
 
 def _drawn_box(box: _Box) -> str:
-    fill, dashes, border, radius = _STYLES[box.kind]
-    left, top = round(box.x - box.width / 2), round(box.y - box.height / 2)
-    parts = [
-        f'<g class="{box.kind}"><title>{_text(box.title or box.lines[0])}</title><rect x="{left}" y="{top}" '
-        f'width="{box.width:.0f}" height="{box.height}" rx="{radius}" fill="{fill}" stroke="#222" '
-        f'stroke-width="{border}" stroke-dasharray="{dashes}"/>'
-    ]
+    height = 10 + 15 * len(box.lines)
+    left, top = box.x - box.width / 2, box.y - height / 2
+    drawn = f'<rect x="{left}" y="{top}" width="{box.width}" height="{height}" {_STYLES[box.kind]}/>'
     if box.side:
         ink, paper = ("white", "black") if box.side == "B" else ("black", "white")
-        parts.append(
-            f'<circle cx="{left + 16}" cy="{box.y:.0f}" r="8.5" fill="{paper}" stroke="black"/>'
-            f'<text class="side" x="{left + 16}" y="{box.y + 4:.0f}" font-size="11" fill="{ink}">{box.side}</text>'
-        )
+        drawn += f'<circle cx="{left + 16}" cy="{box.y}" r="8.5" fill="{paper}" stroke="black"/>'
+        drawn += f'<text class="side" x="{left + 16}" y="{box.y + 4}" font-size="11" fill="{ink}">{box.side}</text>'
     for row, line in enumerate(box.lines, 1):
-        x, y = box.x + (11 if box.side else 0), top + 2 + (box.font + 3) * row
-        parts.append(f'<text x="{x:.0f}" y="{y}" font-size="{box.font}">{_text(line)}</text>')
-    return "".join([*parts, "</g>"])
-
-
-def _text(text: str) -> str:
-    """Escape, with a mark for what no XML file may hold."""
-    return escape("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text))
+        x, y = box.x + (11 if box.side else 0), top + 2 + 15 * row
+        drawn += f'<text x="{x}" y="{y}" font-size="{box.font}">{escape(line)}</text>'
+    return f'<g class="{box.kind}"><title>{escape(box.title)}</title>{drawn}</g>'

@@ -9,6 +9,8 @@ from jax.extend.core import primitives as P
 import pjax_core as pjax
 from pjax_core import projections, rules
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 RIGHT = {
     "sum": (P.reduce_sum_p, [(2, 3, 2)], {"axes": (0, 2), "out_sharding": None}),
     "mean": (rules.mean_p, [(2, 3, 2)], {"axes": (-3, -1)}),
@@ -97,6 +99,18 @@ def _of_the_batch(operands, target, weight, operators, *, slope):
     return _right(operands, jnp.broadcast_to(jnp.mean(target), target.shape), weight, operators, slope=slope)
 
 
+def _wrong_at_ties(operands, target, weight, operators, *, slope):
+    (x, w), _ = _right(operands, target, weight, operators, slope=slope)
+    x = jnp.where(operands[0] == operands[1], operands[0], x)
+    return (x, w), x + slope * w
+
+
+def _wrong_at_zero(operands, target, weight, operators, *, slope):
+    (x, w), _ = _right(operands, target, weight, operators, slope=slope)
+    x = jnp.where(target == 0, operands[0], x)
+    return (x, w), x + slope * w
+
+
 def _moves_on(operands, target, weight, operators, *, slope):
     """On the graph, and no fixed point."""
     (x, w), output = _right(operands, target, weight, operators, slope=slope)
@@ -134,11 +148,13 @@ WRONG = {
     _slightly_off: "moves",
     _only_far: "scale 100",
     _of_the_batch: "the rule of a batch is not",
+    _wrong_at_ties: "nearer",
+    _wrong_at_zero: "nearer",
     _moves_on: "moves",
     _not_a_number: "inf",
-    _doubled_operand: r"returns \['float32\[\]', 'float32\[\]'\] for",
+    _doubled_operand: r"returns \['float64\[\]', 'float64\[\]'\] for",
     _half_precision: "returns .*float16",
-    _another_shape: r"returns .*float32\[1\]",
+    _another_shape: r"returns .*float64\[1\]",
 }
 
 
