@@ -5,7 +5,7 @@ Scalar nodes whose output nobody reads are not in the paper's graph. Here they s
 """
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -107,27 +107,38 @@ def _known(graph: Graph, indices: tuple[jax.ShapeDtypeStruct, ...]) -> tuple[Mas
         masks = _prune(graph, carry[0], zeros)
         return masks, jnp.any(jnp.stack([jnp.any(masks[n] != carry[0][n]) for n in masks]))
 
-    def count(zeros: list[Array]) -> tuple[Any, Any]:
-        living = _all_living(graph)
+    def count(zeros: Sequence[Array]) -> tuple[dict[int, Array], Counts]:
+        masks = _all_living(graph)
         if graph.recurrent:
-            start = living, jnp.array(True)
-            living = jax.lax.while_loop(lambda carry: carry[1], lambda carry: prune(carry, zeros), start)[0]
+            start = masks, jnp.array(True)
+            masks = jax.lax.while_loop(lambda carry: carry[1], lambda carry: prune(carry, zeros), start)[0]
         else:
-            living = _prune(graph, living, zeros)
-        found = living, _counts(graph, living, zeros)
-        axes = jax.tree.map(lambda c: [jnp.all(c == c[(slice(None),) * i + (slice(1),)]) for i in range(c.ndim)], found)
-        return found, axes
+            masks = _prune(graph, masks, zeros)
+        return masks, _counts(graph, masks, zeros)
 
+    def repeats(zeros: Sequence[Array]) -> Any:
+        return jax.tree.map(lambda c: [jnp.all(c == _first(c, [i])) for i in range(c.ndim)], count(zeros))
+
+    def thin(zeros: Sequence[Array]) -> Any:
+        return jax.tree.map(lambda c, axes: jnp.rint(_first(c, np.flatnonzero(axes).tolist())), count(zeros), repeated)
+
+    # Twice, because what is cut away the second time is never made: it may be larger than the network.
     zeros = [np.zeros(i.shape, i.dtype) for i in indices]
-    compiled = jax.jit(count).lower(zeros).compile()
+    repeated = _evaluate(repeats, zeros)
+    masks, counts = _evaluate(thin, zeros)
     with jax.ensure_compile_time_eval():
-        found, repeats = jax.device_get(compiled(zeros))
-        masks, counts = jax.tree.map(_thin, found, repeats, is_leaf=lambda c: isinstance(c, np.ndarray))
         masks = {n: None if np.all(mask) else jnp.asarray(mask) for n, mask in masks.items()}
         counts = jax.tree.map(lambda c: int(c.item()) if c.size == 1 else jnp.asarray(c), counts)
     return masks, counts
 
 
-def _thin(counts: np.ndarray, repeats: Sequence[bool]) -> np.ndarray:
-    """Give counts length 1 along axes where they repeat."""
-    return np.rint(counts[tuple(slice(1) if repeated else slice(None) for repeated in repeats)])
+def _first(array: Array, axes: Sequence[int]) -> Array:
+    """Cut an array to length 1 along axes."""
+    return array[tuple(slice(1) if axis in axes else slice(None) for axis in range(array.ndim))]
+
+
+def _evaluate(fun: Callable[..., Any], *arguments: Any) -> Any:
+    """Compile and run a function of known arrays now, also inside an outer jit."""
+    compiled = jax.jit(fun).lower(*arguments).compile()
+    with jax.ensure_compile_time_eval():
+        return jax.device_get(compiled(*arguments))
