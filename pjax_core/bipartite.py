@@ -8,7 +8,6 @@ graph becomes bipartite if and only if K meets the producers of every odd cycle:
 import functools
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
-from dataclasses import replace
 
 from pjax_core import rules
 from pjax_core.graph import Graph, Node, Operand, distances
@@ -44,9 +43,7 @@ def make_bipartite(graph: Graph) -> Graph:
     number = [n + sum(p < n for p in served) for n in range(len(graph.nodes))]
     nodes: list[Node] = []
     for n, node in enumerate(graph.nodes):
-        source = {p: number[p] + (colour[p] == colour[n]) for p in node.producers()}
-        operands = tuple(replace(o, producers=tuple(source[p] for p in o.producers)) for o in node.operands)
-        nodes.append(replace(node, operands=operands))
+        nodes.append(node.reading({p: number[p] + (colour[p] == colour[n]) for p in node.producers()}))
         if n in served:
             name, reads = f"identity({node.name})", Operand((number[n],), (), node.shape, node.dtype)
             nodes.append(Node("constraint", name, node.shape, node.dtype, rules.identity_p, (), (reads,)))

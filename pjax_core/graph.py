@@ -37,7 +37,7 @@ class Copy:
 
     primitive: Primitive
     params: tuple[tuple[str, Any], ...]
-    inputs: tuple[Any, ...]  # sources; while tracing, values in their place
+    inputs: tuple[Source, ...]
     results: int = 1
 
     @property
@@ -90,33 +90,45 @@ class Operand:
         return found
 
 
-class OperandBuilder:
-    """Collects the copies of one operand."""
+class Copies:
+    """Copy equations as they come. An operand is made of some of them.
+
+    Here a :data:`Source` is ``("producer", node)``, ``("copy", result)`` with the results of all equations counted in
+    order, or ``("index", position)``.
+    """
 
     def __init__(self) -> None:
-        self._producers: list[int] = []
-        self._copies: list[Copy] = []
-        self._results = 0
+        self.made: list[tuple[Copy, int]] = []  # by result: its equation and the first result of that
 
-    def producer(self, number: int) -> Source:
-        """Read a node's value."""
-        if number not in self._producers:
-            self._producers.append(number)
-        return "producer", self._producers.index(number)
-
-    def copy(
-        self, primitive: Primitive, params: tuple[tuple[str, Any], ...], inputs: Sequence[Source], results: int = 1
+    def append(
+        self, primitive: Primitive, params: Mapping[str, Any], inputs: Iterable[Source], results: int = 1
     ) -> list[Source]:
-        """Append a copy."""
-        self._copies.append(Copy(primitive, params, tuple(inputs), results))
-        self._results += results
-        return [("copy", self._results - results + i) for i in range(results)]
+        """Append an equation; returns its results."""
+        first = len(self.made)
+        copy = Copy(primitive, tuple(sorted(params.items())), tuple(inputs), results)
+        self.made += [(copy, first)] * results
+        return [("copy", first + i) for i in range(results)]
 
-    def finish(self, source: Source, shape: tuple[int, ...], dtype: np.dtype) -> Operand:
-        """Make the operand that the source is; it ends on it."""
-        if source[0] == "copy" and source[1] != self._results - 1:
-            self.copy(primitives.copy_p, (), [source])
-        return Operand(tuple(self._producers), tuple(self._copies), shape, dtype)
+    def operand(self, source: Source, aval: Any) -> Operand:
+        """Collect the equations between producers and a value of some shape and dtype, in order."""
+        producers: dict[int, Source] = {}
+        copies: list[Copy] = []
+        done: dict[int, Source] = {}  # by result
+
+        def visit(source: Source) -> Source:
+            kind, number = source
+            if kind == "producer":
+                return producers.setdefault(number, (kind, len(producers)))
+            if kind == "copy" and number not in done:
+                copy, first = self.made[number]
+                copies.append(dataclasses.replace(copy, inputs=tuple(map(visit, copy.inputs))))
+                done.update({first + i: (kind, len(done) + i) for i in range(copy.results)})
+            return done[number] if kind == "copy" else source
+
+        last = visit(source)
+        if last[0] == "copy" and last[1] != len(done) - 1:
+            copies.append(Copy(primitives.copy_p, (), (last,)))  # the operand is what its last copy makes
+        return Operand(tuple(producers), tuple(copies), aval.shape, aval.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +156,11 @@ class Node:
     def producers(self) -> list[int]:
         """Nodes that this one reads, each once, in order of appearance."""
         return list(dict.fromkeys(p for operand in self.operands for p in operand.producers))
+
+    def reading(self, number_of: Mapping[int, int]) -> "Node":
+        """Read other producers in place of these."""
+        operands = (dataclasses.replace(o, producers=tuple(number_of[p] for p in o.producers)) for o in self.operands)
+        return dataclasses.replace(self, operands=tuple(operands))
 
     def evaluate(self, operands: Sequence[Array]) -> Array:
         """Value of the primitive, ``f(operands)``."""

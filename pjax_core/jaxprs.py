@@ -1,34 +1,37 @@
-"""What the trace needs to know of jaxprs: calls, equality, and the values that it makes of their variables."""
+"""What the trace needs to know of jaxprs: calls, equality, evaluation, and the values that it makes of variables."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.core import ShapedArray, Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive
-from jax.extend.core import primitives as jax_primitives
+from jax.extend.core import primitives as p
+
+from pjax_core.graph import Source
 
 Fingerprint = tuple[Any, ...]
 
-_CALLS: dict[Primitive, str] = {
-    jax_primitives.jit_p: "jaxpr",
-    jax_primitives.closed_call_p: "call_jaxpr",
-    jax_primitives.custom_jvp_call_p: "call_jaxpr",
-    jax_primitives.custom_vjp_call_p: "call_jaxpr",
-    jax_primitives.remat_p: "jaxpr",
-}
+_CALLS = {p.jit_p, p.closed_call_p, p.custom_jvp_call_p, p.custom_vjp_call_p, p.remat_p}
 
 
 class Value(NamedTuple):
-    """A traced value that depends on a parameter: a node's value or a result of a copy equation."""
+    """A traced value.
 
-    node: int | None
-    copy: tuple[int, int] | None  # (equation, result)
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    array: Any  # None while the graph is traced
+    Attributes:
+        source: the node or the result of a copy, both numbered through the trace, that it is.
+        array: what the forward pass has for it; its shape and dtype alone where the graph is traced.
+    """
+
+    source: Source
+    array: Any
+
+
+def array_of(x: Any) -> Any:
+    """Return the array of a traced value; a constant is one."""
+    return x.array if isinstance(x, Value) else x
 
 
 def at_once(*inputs: Any) -> contextlib.AbstractContextManager[None]:
@@ -37,11 +40,20 @@ def at_once(*inputs: Any) -> contextlib.AbstractContextManager[None]:
     return jax.ensure_compile_time_eval() if known else contextlib.nullcontext()
 
 
+def bind(prim: Primitive, arrays: Sequence[Any], params: Mapping[str, Any], avals: Sequence[ShapedArray]) -> list[Any]:
+    """Evaluate an equation; where an input is a shape alone, so are the results."""
+    if any(isinstance(x, ShapedArray) for x in arrays):
+        return list(avals)
+    with at_once(*arrays):
+        out = prim.bind(*arrays, **params)
+    return list(out) if prim.multiple_results else [out]
+
+
 def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
     """Return the body of a call that is inlined, ``None`` for any other equation."""
     if eqn.primitive not in _CALLS:
         return None
-    body = eqn.params[_CALLS[eqn.primitive]]
+    body = eqn.params.get("jaxpr") or eqn.params["call_jaxpr"]
     return body if isinstance(body, ClosedJaxpr) else ClosedJaxpr(body, ())
 
 
@@ -54,13 +66,10 @@ def fingerprint(jaxpr: Jaxpr) -> Fingerprint:
     """Describe equations so that equal descriptions compute the same; calls by their bodies alone."""
     numbers: dict[Any, int] = {}
 
-    def shape(atom: Any) -> Fingerprint:
-        return (*aval(atom).shape, str(aval(atom).dtype))
-
-    def read(atom: Any) -> Any:
-        if isinstance(atom, Literal):
-            return (*shape(atom), np.asarray(atom.val).tobytes())
-        return numbers[atom]
+    def read(atom: Any) -> Fingerprint:
+        known = isinstance(atom, Literal)
+        value = np.asarray(atom.val).tobytes() if known else numbers.setdefault(atom, len(numbers))
+        return value, aval(atom).shape, aval(atom).dtype
 
     def static(value: Any) -> Any:
         if isinstance(value, ClosedJaxpr):
@@ -75,15 +84,9 @@ def fingerprint(jaxpr: Jaxpr) -> Fingerprint:
             return id(value)  # equal to nothing else: found again only by the same jaxpr
         return value
 
-    def number(atoms: Sequence[Any]) -> Fingerprint:
-        for atom in atoms:
-            numbers[atom] = len(numbers)
-        return tuple(map(shape, atoms))
-
-    lines: list[Any] = [number(jaxpr.constvars), number(jaxpr.invars)]
-    for eqn in jaxpr.eqns:
-        body = called(eqn)
-        params = static(body) if body else tuple((k, static(v)) for k, v in sorted(eqn.params.items()))
-        inputs = tuple(map(read, eqn.invars))
-        lines.append((eqn.primitive, params, inputs, number(eqn.outvars)))
-    return (*lines, tuple(map(read, jaxpr.outvars)))
+    arguments = [*map(read, [*jaxpr.constvars, *jaxpr.invars])]
+    lines = [
+        (eqn.primitive, static(called(eqn) or sorted(eqn.params.items())), *map(read, [*eqn.invars, *eqn.outvars]))
+        for eqn in jaxpr.eqns
+    ]
+    return (*arguments, *lines, *map(read, jaxpr.outvars))

@@ -5,24 +5,23 @@ axis, and the carry is a copy, ``concatenate(init, carry[:-1])``: the graph of a
 scalars has none.
 """
 
+import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, jaxpr_as_fun
+from jax.core import ShapedArray
+from jax.extend.core import Jaxpr, JaxprEqn, Var, jaxpr_as_fun
 from jax.extend.core import primitives as jax_primitives
 
 from pjax_core import rules
-from pjax_core.graph import Copy, Node
-from pjax_core.jaxprs import Value, at_once, aval, called
+from pjax_core.graph import Copies, Copy, Node, Source
+from pjax_core.jaxprs import Value, array_of, at_once, aval, called
 
 if TYPE_CHECKING:
     from pjax_core.trace import JaxprTracer
-
-UNKNOWN: Any = object()
-"""Stands for a value that depends on a parameter."""
 
 
 def trace_scan(tracer: "JaxprTracer", eqn: JaxprEqn, inputs: list[Any], wanted: Sequence[bool]) -> list[Any]:
@@ -31,129 +30,92 @@ def trace_scan(tracer: "JaxprTracer", eqn: JaxprEqn, inputs: list[Any], wanted: 
     A carry that depends on no parameter is evaluated; one that every step hands on as it is has one value.
     One that is only moved about would be a copy of itself: an identity (Theorem 4) breaks that circle.
     """
-    body, length = eqn.params["jaxpr"], eqn.params["length"]
-    start, end = eqn.params["num_consts"], eqn.params["num_consts"] + eqn.params["num_carry"]
+    body, length, carried = eqn.params["jaxpr"], eqn.params["length"], _carried(eqn)
+    start, count = carried.start, carried.stop - carried.start
     if length == 0:
-        raise TypeError(f"scan at {tracer.source(eqn)} has no step; leave it out")
-
-    def forward(x: Any) -> Any:
-        return tracer.derive(eqn, lambda a: jnp.flip(a, 0), x)[0] if eqn.params["reverse"] else x
-
-    inputs = [*inputs[:end], *map(forward, inputs[end:])]
-    with at_once(*(x for x in inputs if not isinstance(x, Value))):
+        raise tracer.error(eqn, "has no step; leave it out")
+    unknown = [isinstance(x, Value) for x in inputs]
+    for _ in range(count):  # each time one more carry is found, or none is left to find
+        unknown[carried] = map(operator.or_, unknown[carried], _depends(body.jaxpr, unknown))
+    with at_once(*map(array_of, inputs)):
         pairs = zip(inputs, eqn.invars, strict=True)
         inputs = [x if isinstance(x, Value) else jnp.asarray(x, aval(var).dtype) for x, var in pairs]
-        before, after = _known_carries(eqn, [UNKNOWN if isinstance(x, Value) else x for x in inputs])
-    if not tracer.evaluates:
-        arrays = [None] * len(before)
-    else:
-        arrays = _all_carries(eqn, [x.array if isinstance(x, Value) else x for x in inputs])
-    arguments, axes = list(inputs), [None] * start + [0] * (len(inputs) - start)
-    shifted: dict[int, int] = {}  # position of a carry -> copy equation of its values before each step
-    for i, (known, var) in enumerate(zip(before, body.jaxpr.invars[start:end], strict=True)):
-        if known is not UNKNOWN:
-            arguments[start + i] = known
-        elif body.jaxpr.outvars[i] is var:
+        before, after = _run(eqn, [*map(array_of, inputs)], unknown)
+
+    def shift(first: Array, steps: Array) -> tuple[Array, Array]:
+        """Values of a carry before each step and after the last from the first and those after each."""
+        if eqn.params["reverse"]:
+            return jnp.concatenate([steps[1:], first[None]]), steps[0]
+        return jnp.concatenate([first[None], steps[:-1]]), steps[-1]
+
+    arguments, last = list(inputs), inputs[carried]
+    axes = [None] * start + [0] * (len(inputs) - start)
+    shifted: dict[int, int] = {}  # position of a carry -> the copy that is its values before each step
+    for i in range(count):
+        if not unknown[start + i]:
+            arguments[start + i], last[i] = before[i], after[i]
+        elif body.jaxpr.outvars[i] is body.jaxpr.invars[start + i]:
             axes[start + i] = None
         else:
-            shifted[i] = len(tracer.copies)
-            tracer.copies.append(Copy(jax_primitives.copy_p, (), (), 1))  # its input is known below
-            shape = (length, *aval(var).shape)
-            arguments[start + i] = Value(None, (shifted[i], 0), shape, aval(var).dtype, arrays[i])
+            (source,) = tracer.copies.append(jax_primitives.copy_p, {}, [])  # its input is known below
+            arguments[start + i], shifted[i] = Value(source, before[i]), source[1]
     stacked = jax.vmap(jaxpr_as_fun(body), tuple(axes), axis_size=length)
-    count = end - start
     outputs = tracer.derive(eqn, stacked, *arguments, wanted=[True] * count + list(wanted[count:]))
-    last = [x if known is UNKNOWN else known for x, known in zip(inputs[start:end], after, strict=True)]
     for i, number in shifted.items():
-        carry, last[i] = tracer.derive(
-            eqn, lambda a, b: (jnp.concatenate([a[None], b[:-1]]), b[-1]), inputs[start + i], outputs[i]
-        )
-        if _moves(tracer.copies, carry, number):
-            node = Node("constraint", "identity", carry.shape, carry.dtype, rules.identity_p)
-            carry = tracer.add(node, [carry], arrays[i])
-        tracer.copies[number] = Copy(jax_primitives.copy_p, (), (carry,), 1)
-    return [*last, *(y if y is None else forward(y) for y in outputs[count:])]
+        carry, last[i] = tracer.derive(eqn, shift, inputs[start + i], outputs[i])
+        carry = tracer.value(carry)
+        if _moves(tracer.copies, carry.source, number):
+            node = Node("constraint", "identity", carry.array.shape, carry.array.dtype, rules.identity_p)
+            carry = tracer.add(node, [carry], before[i])
+        tracer.copies.made[number] = Copy(jax_primitives.copy_p, (), (carry.source,)), number
+    return [*last, *outputs[count:]]
 
 
-def _moves(copies: Sequence[Copy], value: Value, number: int) -> bool:
-    """Whether a value is made of the result of a copy equation by copies alone."""
-    if value.copy is None:
-        return False
-    inputs = [x for x in copies[value.copy[0]].inputs if isinstance(x, Value)]
-    return value.copy[0] == number or any(_moves(copies, x, number) for x in inputs)
+def _moves(copies: Copies, source: Source, number: int) -> bool:
+    """Whether a value is made of a result of a copy by copies alone."""
+    kind, made = source
+    return kind == "copy" and (made == number or any(_moves(copies, x, number) for x in copies.made[made][0].inputs))
 
 
-def _known_outputs(closed: ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
-    """Evaluate what depends on no UNKNOWN argument."""
-    env: dict[Any, Any] = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
-    env.update(zip(closed.jaxpr.invars, arguments, strict=True))
+def _depends(jaxpr: Jaxpr, inputs: Sequence[bool]) -> list[bool]:
+    """Find which outputs depend on the inputs that are marked."""
+    marked = {var for var, mark in zip(jaxpr.invars, inputs, strict=True) if mark}
 
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else env[atom]
+    def read(atoms: Sequence[Any]) -> list[bool]:
+        return [isinstance(atom, Var) and atom in marked for atom in atoms]
 
-    for eqn in closed.jaxpr.eqns:
-        inputs = [read(atom) for atom in eqn.invars]
-        body = called(eqn)
-        if body:
-            outputs = _known_outputs(body, inputs)
-        elif any(x is UNKNOWN for x in inputs):
-            outputs = [UNKNOWN] * len(eqn.outvars)
-        else:
-            out = eqn.primitive.bind(*inputs, **eqn.params)
-            outputs = list(out) if eqn.primitive.multiple_results else [out]
-        env.update(zip(eqn.outvars, outputs, strict=True))
-    return [read(atom) for atom in closed.jaxpr.outvars]
+    for eqn in jaxpr.eqns:
+        body, found = called(eqn), read(eqn.invars)
+        found = _depends(body.jaxpr, found) if body else [any(found)] * len(eqn.outvars)
+        marked.update(var for var, mark in zip(eqn.outvars, found, strict=True) if mark)
+    return read(jaxpr.outvars)
 
 
-def _known_carries(eqn: JaxprEqn, inputs: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """Evaluate the carries of a scan (forward in time) that depend on no UNKNOWN input.
+def _carried(eqn: JaxprEqn) -> slice:
+    """Where a scan's carries are among its inputs: they follow the constants, and only what is behind has steps."""
+    body = eqn.params["jaxpr"].jaxpr
+    sides = (eqn.invars, body.invars), (eqn.outvars, body.outvars)
+    end, count = (sum(aval(a).ndim == aval(b).ndim for a, b in zip(*side, strict=True)) for side in sides)
+    return slice(end - count, end)
 
-    Returns:
-        For every carry its values before each step, stacked, and its value after the last; else UNKNOWN.
+
+def _run(eqn: JaxprEqn, inputs: Sequence[Any], unknown: Sequence[bool]) -> tuple[list[Any], list[Any]]:
+    """Run a scan; returns every carry's values before each step, stacked, and its value after the last.
+
+    Where a graph is traced, only those of known carries are values; of the others the first is a shape.
     """
-    start, end = eqn.params["num_consts"], eqn.params["num_consts"] + eqn.params["num_carry"]
-    consts, carry, xs = inputs[:start], list(inputs[start:end]), inputs[end:]
-
-    def known(values: Sequence[Any]) -> list[Array]:
-        return [x for x in values if x is not UNKNOWN]
-
-    def fill(template: Sequence[Any], values: Sequence[Array]) -> list[Any]:
-        remaining = iter(values)
-        return [x if x is UNKNOWN else next(remaining) for x in template]
-
-    def after(before: Sequence[Array], slices: Sequence[Array]) -> list[Any]:
-        arguments = [*consts, *fill(carry, before), *fill(xs, slices)]
-        return _known_outputs(eqn.params["jaxpr"], arguments)[: len(carry)]
-
-    def step(before: list[Array], slices: list[Array]) -> tuple[list[Array], list[Array]]:
-        outputs = [x for c, x in zip(carry, after(before, slices), strict=True) if c is not UNKNOWN]
-        return outputs, before
-
-    slices = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in known(xs)]
-    while True:
-        found: list[bool] = []
-
-        def probe(before: list[Array], x: list[Array], found: list[bool] = found) -> None:
-            found.extend(y is UNKNOWN for y in after(before, x))
-
-        jax.eval_shape(probe, known(carry), slices)
-        narrowed = [UNKNOWN if unknown else x for unknown, x in zip(found, carry, strict=True)]
-        if len(known(narrowed)) == len(known(carry)):
-            break
-        carry = narrowed
-    if not known(carry):
-        return carry, carry
-    final, sequences = lax.scan(step, known(carry), known(xs), eqn.params["length"])
-    return fill(carry, cast(list[Array], sequences)), fill(carry, final)
-
-
-def _all_carries(eqn: JaxprEqn, inputs: Sequence[Array]) -> list[Array]:
-    """Run a scan (forward in time); returns every carry's values before each step, stacked."""
-    start, end = eqn.params["num_consts"], eqn.params["num_consts"] + eqn.params["num_carry"]
-    body = jaxpr_as_fun(eqn.params["jaxpr"])
+    body, length, carried = jaxpr_as_fun(eqn.params["jaxpr"]), eqn.params["length"], _carried(eqn)
+    shapes = [ShapedArray((length, *x.shape), x.dtype) for x in inputs[carried]]
+    traced = any(isinstance(x, ShapedArray) for x in inputs)
+    runs = [not (traced and unsure) for unsure in unknown[carried]]
+    if not any(runs):
+        return shapes, shapes
+    # What runs does not depend on what zeros stand for.
+    arrays = [jnp.zeros(x.shape, x.dtype) if isinstance(x, ShapedArray) else x for x in inputs]
 
     def step(carry: list[Array], x: list[Array]) -> tuple[list[Array], list[Array]]:
-        return list(body(*inputs[:start], *carry, *x))[: end - start], carry
+        new = body(*arrays[: carried.start], *carry, *x)
+        return [after if run else before for run, before, after in zip(runs, carry, new, strict=False)], carry
 
-    carry = [jnp.asarray(x) for x in inputs[start:end]]
-    return lax.scan(step, carry, list(inputs[end:]), eqn.params["length"])[1]
+    after, before = lax.scan(step, arrays[carried], arrays[carried.stop :], length, eqn.params["reverse"])
+    return [x if run else shape for run, x, shape in zip(runs, before, shapes, strict=True)], after

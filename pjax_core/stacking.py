@@ -17,7 +17,7 @@ from jax import Array, lax
 from jax.extend.core import Jaxpr, Var
 
 from pjax_core import rules
-from pjax_core.graph import Graph, Node, Operand, OperandBuilder, Source
+from pjax_core.graph import Copies, Graph, Node, Operand, Source
 from pjax_core.jaxprs import aval, called
 
 LIMIT = 2**12  # elements of an output below which an operation costs more than its work
@@ -81,7 +81,7 @@ def _batched(node: Node, count: int) -> dict[str, Any]:
 
 def _traced(fun: Callable[..., Array], producers: Sequence[int], avals: Sequence[jax.ShapeDtypeStruct]) -> Operand:
     """Make the operand that a function of producers' values is, if it is made of copies alone."""
-    builder = OperandBuilder()
+    copies = Copies()
 
     def run(jaxpr: Jaxpr, sources: Sequence[Source]) -> list[Source]:
         env: dict[Any, Source] = dict(zip(jaxpr.invars, sources, strict=True))
@@ -93,15 +93,15 @@ def _traced(fun: Callable[..., Array], producers: Sequence[int], avals: Sequence
             if body:
                 outputs = run(body.jaxpr, inputs)
             elif rules.copy_rules.get(eqn.primitive, ()) is None:
-                outputs = builder.copy(eqn.primitive, tuple(sorted(eqn.params.items())), inputs, len(eqn.outvars))
+                outputs = copies.append(eqn.primitive, eqn.params, inputs, len(eqn.outvars))
             else:
                 raise _NotCopies
             env.update(zip(eqn.outvars, outputs, strict=True))
         return [env[atom] for atom in jaxpr.outvars]
 
     jaxpr = jax.make_jaxpr(fun)(*avals).jaxpr
-    (source,) = run(jaxpr, [builder.producer(p) for p in producers])
-    return builder.finish(source, aval(jaxpr.outvars[0]).shape, aval(jaxpr.outvars[0]).dtype)
+    (source,) = run(jaxpr, [("producer", p) for p in producers])
+    return copies.operand(source, aval(jaxpr.outvars[0]))
 
 
 class _Stacks:

@@ -30,15 +30,15 @@ DEFECTS = (
     Defect(
         "carry shifted the wrong way",
         "recurrence.py",
-        "jnp.concatenate([a[None], b[:-1]])",
-        "jnp.concatenate([a[None], b[1:]])",
+        "jnp.concatenate([first[None], steps[:-1]])",
+        "jnp.concatenate([first[None], steps[1:]])",
         ("test_recurrence.py::test_scan_is_the_unrolled_network[plain-AP]",),
     ),
     Defect(
         "time that runs backwards forgotten",
         "recurrence.py",
-        'if eqn.params["reverse"] else x',
-        "if False else x",
+        'if eqn.params["reverse"]:',
+        "if False:",
         ("test_recurrence.py::test_scan_is_the_unrolled_network[backwards-AP]",),
     ),
     Defect(
@@ -184,8 +184,8 @@ DEFECTS = (
     Defect(
         "an addition that others read is fused",
         "fusion.py",
-        "or readers[operand.producers[0]] != 1:",
-        "or readers[operand.producers[0]] < 1:",
+        "readers[operand.producers[0]] == 1",
+        "readers[operand.producers[0]] >= 1",
         ("test_trace.py::test_an_addition_that_others_read_is_not_fused",),
     ),
 )
