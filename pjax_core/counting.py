@@ -27,9 +27,7 @@ def count_edges(graph: Graph, indices: Sequence[Array]) -> tuple[Masks, Counts]:
     Raises:
         TypeError: hidden values of a recurrence are indexed by an array.
     """
-    indexed = {n: [operand.indexed for operand in node.operands] for n, node in enumerate(graph.nodes)}
-    behind = {p for operands in indexed.values() for found in operands for p in found}
-    if any(graph.nodes[p].kind == "constraint" for p in behind):
+    if graph.indexes_constraints:
         if graph.recurrent:
             raise TypeError(
                 "hidden values of a recurrence are indexed by an array that is not known while tracing, so the edges "
@@ -41,7 +39,7 @@ def count_edges(graph: Graph, indices: Sequence[Array]) -> tuple[Masks, Counts]:
     counts: Counts = {}
     for n, operands in known.items():
         # Behind an index array edges are counted when the graph runs; the others now.
-        later = [indexed[n][i] & count.keys() for i, count in enumerate(operands)]
+        later = [o.indexed & count.keys() for o, count in zip(graph.nodes[n].operands, operands, strict=True)]
         counts[n] = tuple(
             {**count, **_count(graph, n, i, masks.get(n), indices, later[i])} if later[i] else count
             for i, count in enumerate(operands)

@@ -195,6 +195,11 @@ class Graph:
         return any(p >= n for n, node in enumerate(self.nodes) for p in node.producers())
 
     @functools.cached_property
+    def indexes_constraints(self) -> bool:
+        """Whether an index array takes copies of a constraint's output, so that which of it is read is known late."""
+        return any(self.nodes[p].kind == "constraint" for node in self.nodes for o in node.operands for p in o.indexed)
+
+    @functools.cached_property
     def consumers(self) -> tuple[tuple[tuple[int, int], ...], ...]:
         """For every node the (consumer, operand position) pairs that read it."""
         found: list[list[tuple[int, int]]] = [[] for _ in self.nodes]

@@ -1,6 +1,6 @@
 """Which operators a run uses: the published procedure or the stated mathematics, by name.
 
-The published implementation departs from the paper's theorems in five places. Both behaviours are
+The published implementation departs from the paper's theorems in four places. Both behaviours are
 selectable and are recorded with a run; nothing else in the engine depends on the choice.
 """
 

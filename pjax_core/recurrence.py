@@ -34,9 +34,7 @@ def trace_scan(tracer: "JaxprTracer", eqn: JaxprEqn, inputs: list[Any], wanted: 
     start, count = carried.start, carried.stop - carried.start
     if length == 0:
         raise tracer.error(eqn, "has no step; leave it out")
-    unknown = [isinstance(x, Value) for x in inputs]
-    for _ in range(count):  # each time one more carry is found, or none is left to find
-        unknown[carried] = map(operator.or_, unknown[carried], _depends(body.jaxpr, unknown))
+    unknown = _carry_on(eqn, [isinstance(x, Value) for x in inputs])
     with at_once(*map(array_of, inputs)):
         pairs = zip(inputs, eqn.invars, strict=True)
         inputs = [x if isinstance(x, Value) else jnp.asarray(x, aval(var).dtype) for x, var in pairs]
@@ -86,9 +84,19 @@ def _depends(jaxpr: Jaxpr, inputs: Sequence[bool]) -> list[bool]:
 
     for eqn in jaxpr.eqns:
         body, found = called(eqn), read(eqn.invars)
+        if eqn.primitive is jax_primitives.scan_p:
+            body, found = eqn.params["jaxpr"], _carry_on(eqn, found)
         found = _depends(body.jaxpr, found) if body else [any(found)] * len(eqn.outvars)
         marked.update(var for var, mark in zip(eqn.outvars, found, strict=True) if mark)
     return read(jaxpr.outvars)
+
+
+def _carry_on(eqn: JaxprEqn, inputs: Sequence[bool]) -> list[bool]:
+    """Mark also the carries of a scan that depend, at some step, on inputs that are marked."""
+    marked, carried = list(inputs), _carried(eqn)
+    for _ in range(carried.stop - carried.start):  # each time one more is found, or none is left to find
+        marked[carried] = map(operator.or_, marked[carried], _depends(eqn.params["jaxpr"].jaxpr, marked))
+    return marked
 
 
 def _carried(eqn: JaxprEqn) -> slice:

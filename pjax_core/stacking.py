@@ -31,6 +31,8 @@ def stack(graph: Graph, sets: Sequence[Sequence[int]], limit: int = LIMIT) -> Gr
         sets: a method's cycle; members of different sets project at different times and stay apart.
         limit: the largest member's size that is worth it.
     """
+    if graph.indexes_constraints:  # edges of a stack that reads itself can be counted only beforehand
+        return graph
     set_of = {n: i for i, numbers in enumerate(sets) for n in numbers}
     alike: dict[Any, list[int]] = {}
     for n, node in enumerate(graph.nodes):
@@ -53,8 +55,7 @@ def _stackable(graph: Graph, members: Sequence[int]) -> bool:
     """Whether members share no producer, and batching makes the same primitive and copies of theirs."""
     first, count = graph.nodes[members[0]], len(members)
     read = Counter(p for n in members for p in graph.nodes[n].producers() if graph.nodes[p].kind != "constant")
-    readers = (graph.nodes[r].operands[i] for n in members for r, i in graph.consumers[n])
-    if not read or max(read.values()) > 1 or any(o.indexed for o in (*first.operands, *readers)):
+    if not read or max(read.values()) > 1 or any(o.indexed for o in first.operands):
         return False
     try:
         _batched(first, count)

@@ -82,11 +82,17 @@ def trace_with_arrays(fun: Callable[[Params], Any], params: Params) -> Trace:
     if not leaves:
         raise TypeError("params holds no array; pass the dictionary that model.init returned")
     for name, leaf in leaves:
-        dtype = jnp.result_type(leaf)
+        try:
+            dtype = jnp.result_type(leaf)
+        except TypeError as error:
+            raise TypeError(f"parameter {name!r} is no array but {leaf!r}") from error
         if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize < 4:
+            why = (
+                "whose rounding is larger than a projection step" if jnp.issubdtype(dtype, jnp.floating) else "no float"
+            )
             raise TypeError(
-                f"parameter {name!r} has dtype {dtype}, whose rounding is larger than a projection step; use float32 "
-                "or float64 parameters. Close over integer arrays instead of passing them as params"
+                f"parameter {name!r} has dtype {dtype}, {why}; use float32 or float64 parameters. Close over integer "
+                "arrays instead of passing them as params"
             )
     closed = jax.make_jaxpr(fun)(params)
     for array in [*closed.consts, *(leaf for _, leaf in leaves)]:
@@ -193,7 +199,8 @@ class JaxprTracer:
         if prim in rules.copy_rules:
             return self._copy(eqn, inputs)
         if prim is jax_primitives.max_p and any(map(_is_zero, inputs)):
-            prim, inputs, params = rules.sum_relu_p, [x for x in inputs if isinstance(x, Value)], {}
+            (kept,) = (x for x in inputs if isinstance(x, Value))
+            prim, inputs, params = rules.sum_relu_p, [self._broadcast(eqn, kept, aval(eqn.outvars[0]).shape)], {}
         elif prim is jax_primitives.div_p and known[1]:
             prim, inputs, params = rules.scale_p, [inputs[0], 1 / inputs[1]], {}
         elif prim is jax_primitives.mul_p and any(known):
@@ -250,10 +257,8 @@ class JaxprTracer:
         dtype = next(x.array.dtype for x in inputs if isinstance(x, Value))
         with at_once(*inputs):
             values = [self.value(x if isinstance(x, Value) else jnp.asarray(x, dtype)) for x in inputs]
-        for i, x in enumerate(values):
-            if prim in rules.elementwise and x.array.shape != out.shape:
-                axes = tuple(range(x.array.ndim))
-                (values[i],) = self.derive(eqn, lambda a, axes=axes: lax.broadcast_in_dim(a, out.shape, axes), x)
+        if prim in rules.elementwise:
+            values = [self._broadcast(eqn, x, out.shape) for x in values]
         arrays = [x.array for x in values]
         if any(a.dtype != dtype for a in arrays):
             dtypes = ", ".join(str(a.dtype) for a in arrays)
@@ -261,6 +266,12 @@ class JaxprTracer:
         kind = "loss" if prim in rules.loss_rules else "constraint"
         node = Node(kind, str(prim), out.shape, out.dtype, prim, tuple(sorted(params.items())))
         return self.add(node, values, *bind(prim, arrays, params, [out]))
+
+    def _broadcast(self, eqn: JaxprEqn, x: Value, shape: tuple[int, ...]) -> Value:
+        """Copy scalars and axes of length 1 as an element-wise primitive does."""
+        if x.array.shape == shape:
+            return x
+        return self.derive(eqn, lambda a: lax.broadcast_in_dim(a, shape, tuple(range(a.ndim))), x)[0]
 
     def finish(self, outputs: Sequence[Any]) -> tuple[Graph, list[Array]]:
         """Check the outputs, fuse, prune what no loss needs, and make the graph bipartite."""

@@ -160,3 +160,11 @@ def test_squared_error_is_the_sum_over_features():
 def test_targets_of_the_wrong_shape(shape):
     with pytest.raises(ValueError, match=r"targets of shape \(.*\) do not fit outputs of shape \(4, 2\)"):
         nn.squared_error(jnp.ones((4, 2)), jnp.zeros(shape))
+
+
+def test_a_scalar_beside_an_array_of_zeros_is_copied():
+    result = optim.AlternatingProjections(3).update(
+        lambda p: nn.squared_error(jnp.maximum(p, jnp.zeros(3)), jnp.ones(3)), jnp.array(0.5)
+    )
+    assert result.loss == pytest.approx(3 * 0.25)
+    assert 0.5 < result.params < 1.1

@@ -352,3 +352,26 @@ def test_what_only_dropped_copies_read_is_not_in_the_graph(method, representatio
     a, b = (method.update(lambda p, n=n: loss_fn(p, n), start).params for n in (2, 3))
     for k in start:
         np.testing.assert_allclose(a[k], b[k], rtol=1e-9)
+
+
+def test_a_counter_carried_through_a_nested_scan_is_no_constraint():
+    """Time depends on no parameter, also where an inner recurrence counts it; any function may take it."""
+    x, y = jnp.ones((3, 2, 4)), jnp.zeros(2, int)
+    params = {"w": 0.3 * jnp.ones((4, 4)), "e": jnp.ones((9, 4)), "out": jnp.eye(4)}
+
+    def loss_fn(p):
+        def inner(carry, _):
+            h, t = carry
+            return (jax.nn.relu(h @ p["w"] + p["e"][t][None] * jnp.sin(t)), t + 1), None
+
+        def outer(carry, x):
+            carry, _ = jax.lax.scan(inner, carry, None, length=2)
+            return (carry[0] + x, carry[1]), None
+
+        (h, _), _ = jax.lax.scan(outer, (jnp.zeros((2, 4)), 0), x)
+        return nn.cross_entropy(h @ p["out"], y)
+
+    graph = pjax.trace(loss_fn, params)
+    names = {graph.nodes[n].name for n in graph.numbers("constraint")}
+    assert names == {"dot_general", "scale", "sum_relu", "add", "identity(sum_relu)"}, names
+    assert np.isfinite(optim.AlternatingProjections(3).update(loss_fn, params).loss)

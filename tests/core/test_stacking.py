@@ -107,3 +107,20 @@ def test_convolutions_are_left_alone():
     on, off = (optim.AlternatingProjections(5, stacking=s).update(loss_fn, w).params for s in (True, False))
     for a, b in zip(on, off, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9)
+
+
+@pytest.mark.parametrize("take", [lambda h: h[jnp.array([0, 2, 2, 5])], lambda h: jnp.take(h, jnp.array([1, 0]), 0)])
+def test_networks_with_indexed_hidden_values_train_unstacked(take):
+    """Which of their outputs are read is known when the graph runs, too late for a stack that reads itself."""
+    x, y = blobs(6, 4, 4)
+    key = jax.random.key(0)
+    params = {f"w{i}": jax.random.normal(jax.random.fold_in(key, i), (4, 4)) for i in range(4)}
+
+    def loss_fn(p):
+        h = x
+        for i in range(4):
+            h = jax.nn.relu(h @ p[f"w{i}"])
+        return nn.cross_entropy(take(h), take(jnp.asarray(y)))
+
+    on, off = (optim.AlternatingProjections(5, stacking=on).update(loss_fn, params) for on in (True, False))
+    jax.tree.map(np.testing.assert_array_equal, on, off)
