@@ -13,10 +13,10 @@ from jax import Array
 from pjax_core import rules
 from pjax_core.graph import Node
 
-Pair = tuple[Array, Array]
+Operands = tuple[Array, ...]
 
 
-def projection_factor(root: Array) -> Pair:
+def projection_factor(root: Array) -> tuple[Array, Array]:
     """Eq. 31: the projection makes of a dot's copies ``a x + d w`` and ``a w + d x``; returns a and d."""
     scale = 1 / (1 - root * root)
     return scale, root * scale
@@ -34,37 +34,36 @@ class Dots:
         """f(x, w)."""
         return self._node.evaluate((x, w))
 
-    def expand(self, x: Array, w: Array) -> Pair:
+    def expand(self, x: Array, w: Array) -> Operands:
         """Return one copy per edge, shape ``output.shape + (terms,)``."""
         return self._rule.expand(x, w, **self._params)
 
-    def contract(self, copies: Pair) -> Pair:
+    def contract(self, copies: Operands) -> Operands:
         """Sum the edges' copies back to the operands' shapes (the transpose of :meth:`expand`)."""
         return jax.linear_transpose(self.expand, *self._shapes)(copies)
 
     def _plain(self, x: Array, w: Array) -> Array:
         """f(x, 1) + f(1, w): per output the sum of the copies."""
-        sums = (self._rule.ones(a, i, b.shape, **self._params) for i, (a, b) in enumerate(((x, w), (w, x))))
-        return jnp.broadcast_to(sum(sums), self._node.shape)
+        of_x, of_w = self._rule.ones(x, 0, w.shape, **self._params), self._rule.ones(w, 1, x.shape, **self._params)
+        return jnp.broadcast_to(of_x + of_w, self._node.shape)
 
-    def norm(self, operands: Pair, others: Pair) -> Array:
+    def norm(self, operands: Operands, others: Operands) -> Array:
         """Per output <x, x'> + <w, w'>: f(x x', 1) + f(1, w w')."""
         (x, w), (x2, w2) = operands, others
         return self._plain(x * x2, w * w2)
 
-    def total(self, coefficient: Array) -> Pair:
+    def total(self, coefficient: Array) -> Operands:
         """Sum a per-output coefficient over the copies of every element: f^T(a; 1) for x and for w."""
         return jax.linear_transpose(self._plain, *self._shapes)(coefficient)
 
-    def pull(self, coefficient: Array, operands: Pair) -> Pair:
+    def pull(self, coefficient: Array, operands: Operands) -> Operands:
         """Sum a per-output coefficient times the other operand: f^T(d; w) for x and f^T(d; x) for w."""
         return jax.vjp(self.product, *operands)[1](coefficient)
 
-    def sums(self, coefficient: Pair, operands: Pair) -> Pair:
+    def sums(self, a: Array, d: Array, operands: Operands) -> Operands:
         """Sum the copies ``a x + d w`` and ``a w + d x`` over the outputs."""
-        (a, d), (x, w) = coefficient, operands
-        (x_total, w_total), (x_pull, w_pull) = self.total(a), self.pull(d, operands)
-        return x * x_total + x_pull, w * w_total + w_pull
+        parts = zip(operands, self.total(a), self.pull(d, operands), strict=True)
+        return tuple(own * total + pull for own, total, pull in parts)
 
     @property
     def width(self) -> float:

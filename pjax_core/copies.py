@@ -25,12 +25,11 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from pjax_core import projections, rules
-from pjax_core.bilinear import Dots, projection_factor
+from pjax_core.bilinear import Dots, Operands, projection_factor
 from pjax_core.counting import living
 from pjax_core.graph import Node
 from pjax_core.operators import Operators
 
-Operands = tuple[Array, ...]
 Values = Mapping[int, Array]  # of nodes, by number
 Projected = tuple[Array | None, Any, Array | None]  # a node's output, its copies, the roots of its dot products
 
@@ -85,11 +84,12 @@ class Holder:
         sum_of = dict(zip(operand.producers, found, strict=True))
         return {p: sum_of[p] / at_least_one(count) for p, count in self.counts[position].items()}
 
-    def apply(self, operands: Operands, target: Array | None, weight: ArrayLike) -> tuple[Operands, Array | None]:
+    def apply(self, operands: Operands, target: Array | None, weight: ArrayLike) -> Projected:
         """Project operands whose elements are one edge each by the primitive's rule."""
         assert self.node.primitive is not None
         rule = {**rules.projection_rules, **rules.loss_rules}[self.node.primitive]
-        return rule(operands, target, weight, self.operators, **dict(self.node.params))
+        projected, output = rule(operands, target, weight, self.operators, **dict(self.node.params))
+        return output, projected, None
 
     def combine(self, terms: Sequence[tuple[float, Any]]) -> Any:
         """Sum of scalars times copies."""
@@ -123,8 +123,8 @@ class Edges(Holder):
     def mean(self, z: Operands, position: int, producer: int) -> Array:
         """Average the copies of each element of a producer."""
         if self.bilinear:
-            x, w = (jax.vmap(self.living, -1, -1)(copies) for copies in z)
-            sums = self.dots.contract((x, w))[position]
+            alive = tuple(jax.vmap(self.living, -1, -1)(copies) for copies in z)
+            sums = self.dots.contract(alive)[position]
         else:
             sums = self.living(z[position])
         return self.means(position, sums)[producer]
@@ -132,8 +132,7 @@ class Edges(Holder):
     def project(self, z: Operands, target: Array | None, weight: ArrayLike) -> Projected:
         """Project the copies and the output's target onto the node's graph."""
         if not self.bilinear:
-            projected, output = self.apply(z, target, weight)
-            return output, projected, None
+            return self.apply(z, target, weight)
         assert target is not None
         x, w, output, root = projections.project_dot(z[0], z[1], target, weight, self.operators)
         return output, (x, w), root
@@ -154,8 +153,8 @@ class Consensus(Holder):
         return {(i, p): self.values[p] for i, producers in enumerate(self.counts) for p in producers}
 
     def write(self, z: Means, values: Values) -> Means:
-        """Replace the means over copies that their producers made equal."""
-        return {(i, p): values.get(p, mean) for (i, p), mean in z.items()}
+        """Note the values of the producers that projected: they are the means now."""
+        return {(i, p): values.get(p, before) for (i, p), before in z.items()}
 
     def mean(self, z: Means, position: int, producer: int) -> Array:
         """Average the copies of each element of a producer."""
@@ -163,15 +162,14 @@ class Consensus(Holder):
 
     def project(self, z: Means, target: Array | None, weight: ArrayLike) -> Projected:
         """Project; the copies that come out are kept as means."""
-        root, operands = None, self.spread({p: value for (_, p), value in z.items()})
+        operands = self.spread({p: value for (_, p), value in z.items()})
         if self.bilinear:
             assert target is not None
-            x, w = operands
-            p, q = self.dots.product(x, w), self.dots.norm((x, w), (x, w))
+            p, q = self.dots.product(*operands), self.dots.norm(operands, operands)
             root = projections.dot_root(p, q, target, weight, self.operators)
             a, d = (self.living(c) for c in projection_factor(root))
-            sums, output = self.dots.sums((a, d), (x, w)), target - root / weight
+            sums, output = self.dots.sums(a, d, operands), target - root / weight
         else:
-            projected, output = self.apply(operands, target, weight)
+            output, projected, root = self.apply(operands, target, weight)
             sums = tuple(map(self.living, projected))
         return output, {(i, p): mean for i, s in enumerate(sums) for p, mean in self.means(i, s).items()}, root

@@ -8,7 +8,7 @@ along a leading axis and worked through by a scan, so that a program's size does
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from pjax_core import projections
-from pjax_core.bilinear import Pair
+from pjax_core.bilinear import Operands
 from pjax_core.copies import Holder, Projected, Values
 
 
@@ -25,7 +25,7 @@ from pjax_core.copies import Holder, Projected, Values
 class Written:
     """A consensus that all copies of a node were given; compared by identity."""
 
-    operands: Pair
+    operands: Operands
 
 
 @jax.tree_util.register_dataclass
@@ -40,7 +40,7 @@ class HistoryState:
         new: numbers of what was written since the step began.
     """
 
-    slots: tuple[Array | None, Array | None]
+    slots: tuple[Array | None, ...]
     coefficients: Array
     gram: Array
     new: dict[Written, Array] = dataclasses.field(default_factory=dict)
@@ -59,78 +59,76 @@ class History(Holder):
 
     window: int
 
-    @property
-    def _constant(self) -> list[bool]:
-        """Whether each operand is constant."""
-        return [not producers for producers in self.counts]
-
     def start(self) -> HistoryState:
         """State of a network at rest, with as many slots as the window so that its shape is steady."""
-        x, w = self.spread({})
-        inner = self._inner((x, w), (x, w), self.dots.product(x, w))
-        x, w = (
-            None if constant else jnp.stack([a] * self.window)
-            for a, constant in zip((x, w), self._constant, strict=True)
-        )
-        coefficients = jnp.zeros((self.window, *inner.shape), inner.dtype).at[-1].set(1)
-        return HistoryState((x, w), coefficients, jnp.broadcast_to(inner, (self.window, *coefficients.shape)))
+        operands = self.spread({})
+        own = self._inner(operands, operands, self.dots.product(*operands))
+        slots = tuple(jnp.stack([a] * self.window) if self._moves(i) else None for i, a in enumerate(operands))
+        coefficients = jnp.zeros((self.window, *own.shape), own.dtype).at[-1].set(1)
+        return HistoryState(slots, coefficients, jnp.broadcast_to(own, (self.window, *coefficients.shape)))
+
+    def _moves(self, position: int) -> bool:
+        """Whether an operand is not constant."""
+        return bool(self.counts[position])
 
     def write(self, z: HistoryState, values: Values) -> HistoryState:
         """Give every copy the value of its producer; all producers write at once."""
-        x, w = self.spread(values)
-        one = jnp.ones_like(z.coefficients[0])
-        return dataclasses.replace(z, coefficients=jnp.zeros_like(z.coefficients), new={Written((x, w)): one})
+        new = {Written(self.spread(values)): jnp.ones_like(z.coefficients[0])}
+        return dataclasses.replace(z, coefficients=jnp.zeros_like(z.coefficients), new=new)
 
-    def _over_slots(
-        self, fun: Callable[[Any, Pair, Array], tuple[Any, Any]], carry: Any, z: HistoryState, per_slot: Array
+    def _over_terms(
+        self, fun: Callable[[Any, Operands, Array], tuple[Any, Any]], carry: Any, z: HistoryState, numbers: Array
     ) -> tuple[Any, Any]:
-        """Scan ``carry, y = fun(carry, operands, number)`` over the slots."""
+        """Work ``carry, y = fun(carry, operands, number)`` through the slots and what is new."""
+        constants = self.spread({})
 
         def step(carry: Any, slot: tuple[Sequence[Array | None], Array]) -> tuple[Any, Any]:
-            x, w = (always if own is None else own for own, always in zip(slot[0], constants, strict=True))
-            return fun(carry, (x, w), slot[1])
+            operands = (always if own is None else own for own, always in zip(slot[0], constants, strict=True))
+            return fun(carry, tuple(operands), slot[1])
 
-        constants = self.spread({})
-        return jax.lax.scan(step, carry, (z.slots, per_slot), unroll=min(self.window, 4))
+        carry, ys = jax.lax.scan(step, carry, (z.slots, numbers[: self.window]), unroll=min(self.window, 4))
+        for term, number in zip(z.new, numbers[self.window :], strict=True):
+            carry, y = fun(carry, term.operands, number)
+            ys = jax.tree.map(lambda ys, y: _longer(ys, [y]), ys, y)
+        return carry, ys
 
-    def _inner(self, new: Pair, old: Pair, product: Array) -> Array:
+    def _inner(self, new: Operands, old: Operands, product: Array) -> Array:
         """Number (<x + w, x' + w'>, <x - w, x' - w'>) per output; ``product`` is f(old)."""
         dots = self.dots
         norm = dots.norm(new, old)
-        if any(self._constant):  # then <x, w'> + <w, x'> is f(new) + f(old)
-            cross = dots.product(*new) + product
-        else:
+        if self._moves(0) and self._moves(1):
             cross = dots.product(new[0], old[1]) + dots.product(old[0], new[1])
+        else:  # <x, w'> + <w, x'> is f(new) + f(old)
+            cross = dots.product(*new) + product
         return jnp.stack([norm + cross, norm - cross])
 
     def _rows(self, z: HistoryState) -> list[Array]:
-        """Inner products of every new term with the slots, the new terms before it and itself."""
-        own = _diagonal(z.gram)
-        products = (own[:, 0] - own[:, 1]) / 4  # f of the slots
-        terms, rows = [term.operands for term in z.new], []
-        for i, new in enumerate(terms):
-            past = self._over_slots(lambda _, old, f, new=new: (None, self._inner(new, old, f)), None, z, products)[1]
-            others = [self._inner(new, old, self.dots.product(*old)) for old in terms[: i + 1]]
-            rows.append(jnp.concatenate([past, jnp.stack(others)]))
-        return rows
+        """Inner products of everything new with the slots and everything new."""
+        own, new = _diagonal(z.gram), [term.operands for term in z.new]
+        products = _longer((own[:, 0] - own[:, 1]) / 4, [self.dots.product(*pair) for pair in new])
+
+        def row(pair: Operands) -> Array:
+            return self._over_terms(lambda _, old, f: (None, self._inner(pair, old, f)), None, z, products)[1]
+
+        return [row(pair) for pair in new]
 
     def _norm(self, z: HistoryState) -> Array:
         """Squared norms of u and v, at least their own rounding."""
-        a = z.coefficients
+        a, new = z.coefficients, list(z.new.values())
         total = jnp.sum(a[:, None] * a[None] * z.gram, (0, 1))
         floor = jnp.sum(a * a * _diagonal(z.gram), 0)
-        for number, row in zip(z.new.values(), self._rows(z), strict=True):
-            total = total + number * (2 * jnp.sum(a * row[:-1], 0) + number * row[-1])
-            floor = floor + number * number * row[-1]
-            a = jnp.concatenate([a, number[None]])
+        twice = _longer(2 * a, new)
+        for i, row in enumerate(self._rows(z)):
+            total += new[i] * jnp.sum(twice * row, 0)
+            floor += new[i] * new[i] * row[self.window + i]
         return jnp.maximum(total, float(jnp.finfo(total.dtype).eps) * floor)
 
     def mean(self, z: HistoryState, position: int, producer: int) -> Array:
         """Average the copies of each element of a producer."""
         dots, living = self.dots, self.living
-        once = self._constant[1 - position]
+        once = not self._moves(1 - position)
 
-        def add(carry: Pair, operands: Pair, number: Array) -> tuple[Pair, None]:
+        def add(carry: tuple[Array, Array], operands: Operands, number: Array) -> tuple[tuple[Array, Array], None]:
             # Of an output's own operand (u + v) / 2 and of the other one (u - v) / 2, as (u + v) x + (u - v) w over 2.
             (total, d), (u, v) = carry, number
             total += operands[position] * dots.total(living((u + v) / 2))[position]
@@ -142,13 +140,9 @@ class History(Holder):
 
         operand = self.node.operands[position]
         carry = (jnp.zeros(operand.shape, operand.dtype), jnp.zeros_like(z.coefficients[0, 0]))
-        carry, _ = self._over_slots(add, carry, z, z.coefficients)
-        for term, number in z.new.items():
-            carry, _ = add(carry, term.operands, number)
-        total, d = carry
+        (total, d), _ = self._over_terms(add, carry, z, self.coefficients(z))
         if once:
-            x, w = self.spread({})
-            total += dots.pull(d, (x, w))[position]
+            total += dots.pull(d, self.spread({}))[position]
         return self.means(position, total)[producer]
 
     def project(self, z: HistoryState, target: Array | None, weight: ArrayLike) -> Projected:
@@ -157,21 +151,21 @@ class History(Holder):
         u, v = self._norm(z)
         root = projections.dot_root((u - v) / 4, (u + v) / 2, target, weight, self.operators)
         factor = jnp.stack([1 / (1 - root), 1 / (1 + root)])
-        new = {term: factor * c for term, c in z.new.items()}
-        return target - root / weight, dataclasses.replace(z, coefficients=factor * z.coefficients, new=new), root
+        new = {term: factor * number for term, number in z.new.items()}
+        z = dataclasses.replace(z, coefficients=factor[None] * z.coefficients, new=new)
+        return target - root / weight, z, root
 
     def combine(self, terms: Sequence[tuple[float, HistoryState]]) -> HistoryState:
         """Sum of scalars times copies."""
         new: dict[Written, Array] = {}
         for scalar, z in terms:
-            for term, number in z.new.items():
-                new[term] = scalar * number + new.get(term, 0)
+            new |= {term: scalar * number + new.get(term, 0) for term, number in z.new.items()}
         coefficients = sum(scalar * z.coefficients for scalar, z in terms)
         return dataclasses.replace(terms[0][1], coefficients=coefficients, new=new)
 
     def coefficients(self, z: HistoryState) -> Array:
         """Numbers of every slot and new term, oldest first."""
-        return jnp.concatenate([z.coefficients, *(number[None] for number in z.new.values())])
+        return _longer(z.coefficients, z.new.values())
 
     def folded(self, z: HistoryState) -> Array:
         """Largest coefficient that settling folds into the next-oldest slot."""
@@ -179,15 +173,21 @@ class History(Holder):
 
     def settle(self, z: HistoryState) -> HistoryState:
         """Make slots of what is new, folding what the window cannot hold."""
-        drop, coefficients, gram = len(z.new), self.coefficients(z), z.gram
-        for row in self._rows(z):
-            gram = jnp.concatenate([jnp.concatenate([gram, row[:-1, None]], 1), row[None]])
-        x, w = (
-            None if slots is None else jnp.concatenate([slots, *(term.operands[i][None] for term in z.new)])[drop:]
-            for i, slots in enumerate(z.slots)
+        if not z.new:
+            return z
+        drop, coefficients, rows = len(z.new), self.coefficients(z), jnp.stack(self._rows(z))
+        gram = jnp.concatenate([z.gram, jnp.swapaxes(rows[:, : self.window], 0, 1)], 1)
+        slots = tuple(
+            None if a is None else _longer(a, [term.operands[i] for term in z.new])[drop:]
+            for i, a in enumerate(z.slots)
         )
         kept = coefficients[drop:].at[0].add(jnp.sum(coefficients[:drop], 0))
-        return HistoryState((x, w), kept, gram[drop:, drop:])
+        return HistoryState(slots, kept, jnp.concatenate([gram, rows])[drop:, drop:])
+
+
+def _longer(stacked: Array, new: Iterable[Array]) -> Array:
+    """Append along the leading axis."""
+    return jnp.concatenate([stacked, *(a[None] for a in new)])
 
 
 def _diagonal(gram: Array) -> Array:

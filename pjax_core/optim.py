@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pjax_core.copies import Consensus, Edges, Site
+from pjax_core import rules
+from pjax_core.bilinear import Dots
+from pjax_core.copies import Consensus, Edges
 from pjax_core.diagnostics import Diagnostics, diagnose
 from pjax_core.graph import Graph
 from pjax_core.history import History
@@ -95,7 +97,7 @@ class ProjectionMethod(abc.ABC):
             TypeError: see :func:`pjax_core.trace`.
         """
         graph, program, *arrays = trace_with_arrays(loss_fn, params)
-        found = _solve(self, graph, program, diagnostics, params, *arrays)
+        found = _solve(self, graph, program, diagnostics, params, arrays)
         return Diagnosed(*found) if diagnostics else Result(*found)
 
     def cycle(self, graph: Graph) -> tuple[tuple[int, ...], ...]:
@@ -111,8 +113,8 @@ class ProjectionMethod(abc.ABC):
         """Distance between the sets at an iterate, in the nodes' consensus values."""
 
     @abc.abstractmethod
-    def hold(self, node: Node, together: bool) -> Callable[..., AnyHolder]:
-        """How to hold a node's copies; ``together``: all its producers project at the same time."""
+    def hold(self, graph: Graph, number: int) -> Callable[..., AnyHolder]:
+        """How to hold the copies of a node."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,9 +137,9 @@ class _Cycles(ProjectionMethod):
             way = jnp.maximum(way, problem.distance(z, before))
         return way
 
-    def hold(self, node: Node, together: bool) -> Callable[..., AnyHolder]:
+    def hold(self, graph: Graph, number: int) -> Callable[..., AnyHolder]:
         """Consensus unless edges are asked for."""
-        del node, together
+        del graph, number
         return Edges if self.representation == "edges" else Consensus
 
 
@@ -184,12 +186,15 @@ class _Reflecting(ProjectionMethod):
         a, b = (problem.project(side, z) for side in problem.graph.sides)
         return problem.distance(a, b)
 
-    def hold(self, site: Site, together: bool) -> AnyHolder:
-        """History for wide bilinear nodes, edges for the rest."""
-        if not site.bilinear or self.representation == "edges" or not together:
-            return Edges(site)
-        wide = self.representation == "history" or site.dots.width >= 32
-        return History(site, self.window) if wide else Edges(site)
+    def hold(self, graph: Graph, number: int) -> Callable[..., AnyHolder]:
+        """History for wide bilinear nodes whose producers project at the same time, edges for the rest."""
+        node = graph.nodes[number]
+        moving = {p for p in node.producers() if graph.nodes[p].kind != "constant"}
+        together = any(moving.issubset(numbers) for numbers in self.cycle(graph))
+        if self.representation == "edges" or node.primitive not in rules.bilinear_rules or not together:
+            return Edges
+        wide = self.representation == "history" or Dots(node).width >= 32
+        return functools.partial(History, window=self.window) if wide else Edges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,14 +217,12 @@ class DouglasRachford(_Reflecting):
 
     def step(self, problem: Problem, z: State) -> State:
         """Reflect, project, average; the shadow is read out of the governing iterate."""
-        return _douglas_rachford(problem, z, *problem.graph.sides, self.relaxation)
+        return _douglas_rachford(problem, z, problem.graph.sides, self.relaxation)
 
 
-def _douglas_rachford(
-    problem: Problem, z: State, first: Sequence[int], second: Sequence[int], relaxation: float
-) -> State:
-    x = problem.project(first, z)
-    y = problem.project(second, problem.combine((2, x), (-1, z)))
+def _douglas_rachford(problem: Problem, z: State, pair: Sequence[Sequence[int]], relaxation: float) -> State:
+    x = problem.project(pair[0], z)
+    y = problem.project(pair[1], problem.combine((2, x), (-1, z)))
     return problem.settle(problem.combine((1, z), (2 * relaxation, y), (-2 * relaxation, x)))
 
 
@@ -241,8 +244,8 @@ class CyclicDouglasRachford(_Reflecting):
     def step(self, problem: Problem, z: State) -> State:
         """One DR step per pair of layers."""
         layers = problem.graph.layers
-        for first, second in zip(layers, layers[1:] + layers[:1], strict=True):
-            z = _douglas_rachford(problem, z, first, second, 0.5)
+        for pair in zip(layers, layers[1:] + layers[:1], strict=True):
+            z = _douglas_rachford(problem, z, pair, 0.5)
         return z
 
 
@@ -279,16 +282,10 @@ class DifferenceMap(_Reflecting):
 
 @functools.partial(jax.jit, static_argnames=("method", "graph", "program", "diagnostics"))
 def _solve(
-    method: ProjectionMethod,
-    graph: Graph,
-    program: Program,
-    diagnostics: bool,
-    params: Params,
-    captured: list[Array],
-    constants: list[Array],
-    indices: list[Array],
+    method: ProjectionMethod, graph: Graph, program: Program, diagnostics: bool, params: Params, arrays: Any
 ) -> tuple[Any, ...]:
     """Run K steps from the forward pass. Compiled once per method, graph and shapes."""
+    captured, constants, indices = arrays
     leaves, treedef = jax.tree.flatten(params)
     traced = program.values(captured, leaves)
     names = {origin: f"{n}:{node.name}" for n, node in enumerate(graph.nodes) for origin in node.origins}

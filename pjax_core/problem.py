@@ -26,7 +26,7 @@ class Report(NamedTuple):
 
 
 class Problem:
-    """A graph at one batch: the feasibility problem that a projection method solves, with its operators.
+    """A graph at one batch: the feasibility problem that a projection method solves.
 
     Lives inside one trace of the compiled solver; holds no state of its own between steps.
     """
@@ -43,14 +43,11 @@ class Problem:
         self.graph, self.values, self.method = graph, values, method
         self.report: Report | None = None
         self.holders: dict[int, AnyHolder] = {}
-        set_of = {number: i for i, numbers in enumerate(method.cycle(graph)) for number in numbers}
         masks, counts = count_edges(graph, indices)
         for n in graph.numbers("constraint", "loss"):
-            node = graph.nodes[n]
+            node, hold = graph.nodes[n], method.hold(graph, n)
             read = {p: values[p] for p in node.producers()}
-            together = len({set_of[p] for producers in counts[n] for p in producers}) <= 1
-            make = method.hold(node, together)
-            self.holders[n] = make(node, method.operators, read, indices, masks.get(n), counts[n])
+            self.holders[n] = hold(node, method.operators, read, indices, masks.get(n), counts[n])
 
     def _counts(self, number: int) -> list[Array | int]:
         """Outgoing edges of every element of a node, by consumer."""
@@ -69,7 +66,7 @@ class Problem:
         if self.method.operators.consensus == "consumers":
             counts = [(count > 0) * 1 for count in counts]
         weight = at_least_one(sum(counts))
-        mean = sum(mean * (count / weight) for mean, count in zip(means, counts, strict=True))
+        mean = sum(own * (count / weight) for own, count in zip(means, counts, strict=True))
         return jnp.where(sum(counts) > 0, mean, self.values[number])
 
     def project(self, numbers: Collection[int], z: State) -> State:
