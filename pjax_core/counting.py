@@ -62,7 +62,7 @@ def _count(
     node = graph.nodes[reader]
     operand = node.operands[position]
     if node.primitive in rules.bilinear_rules:
-        copies = Dots(node).total(living(node, jnp.ones(node.shape, node.dtype), alive), position)
+        copies = Dots(node).total(living(node, jnp.ones(node.shape, node.dtype), alive))[position]
         copies = jnp.broadcast_to(copies, operand.shape)
     else:
         copies = living(node, jnp.ones(operand.shape, operand.dtype), alive)

@@ -68,7 +68,7 @@ class Operand:
             results.extend(out if copy.primitive.multiple_results else [out])
         return results[-1] if self.copies else values[0]
 
-    def gather(self, copies: Array, values: Sequence[jax.ShapeDtypeStruct], indices: Sequence[Array]) -> list[Array]:
+    def gather(self, copies: Array, values: Sequence[Any], indices: Sequence[Array]) -> list[Array]:
         """Apply the transpose of S: the sums of an operand's copies, in the producers' shapes."""
         if not self.copies:
             return [copies]

@@ -11,14 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pjax_core.copies import Consensus, Edges, Site
+from pjax_core import rules
+from pjax_core.bilinear import Dots
+from pjax_core.copies import Consensus, Edges
+from pjax_core.diagnostics import Diagnostics, diagnose
 from pjax_core.graph import Graph
 from pjax_core.history import History
 from pjax_core.operators import EXACT, Operators
-from pjax_core.problem import Diagnostics, Holder, Problem, State
+from pjax_core.problem import AnyHolder, Problem, State
 from pjax_core.stacking import stack
 from pjax_core.trace import Params, Program, trace_with_arrays
 
+LossFn = Callable[[Params], Any]  # of every sample
 Representation = Literal["auto", "edges", "consensus", "history"]
 
 
@@ -69,16 +73,12 @@ class ProjectionMethod(abc.ABC):
             )
 
     @overload
-    def update(
-        self, loss_fn: Callable[[Params], Any], params: Params, *, diagnostics: Literal[False] = False
-    ) -> Result: ...
+    def update(self, loss_fn: LossFn, params: Params, *, diagnostics: Literal[False] = False) -> Result: ...
 
     @overload
-    def update(self, loss_fn: Callable[[Params], Any], params: Params, *, diagnostics: Literal[True]) -> Diagnosed: ...
+    def update(self, loss_fn: LossFn, params: Params, *, diagnostics: Literal[True]) -> Diagnosed: ...
 
-    def update(
-        self, loss_fn: Callable[[Params], Any], params: Params, *, diagnostics: bool = False
-    ) -> Result | Diagnosed:
+    def update(self, loss_fn: LossFn, params: Params, *, diagnostics: bool = False) -> Result | Diagnosed:
         """Improve the parameters on one batch (Algorithm 1, lines 4-9).
 
         Works inside and outside ``jax.jit``. Outside, the solver is compiled once per graph: a new
@@ -91,21 +91,18 @@ class ProjectionMethod(abc.ABC):
 
         Returns:
             The parameters after K steps, as a pytree like ``params``, the mean loss of the forward pass at the
-            given parameters and, if asked for, :class:`~pjax_core.problem.Diagnostics`.
+            given parameters and, if asked for, :class:`~pjax_core.diagnostics.Diagnostics`.
 
         Raises:
             TypeError: see :func:`pjax_core.trace`.
         """
-        leaves, treedef = jax.tree.flatten(params)
         graph, program, *arrays = trace_with_arrays(loss_fn, params)
-        leaves = [jnp.asarray(x) for x in leaves]
-        leaves, *found = _solve(self, graph, program, diagnostics, leaves, *arrays)
-        updated = jax.tree.unflatten(treedef, leaves)
-        return Diagnosed(updated, *found) if diagnostics else Result(updated, *found)
+        found = _solve(self, graph, program, diagnostics, params, arrays)
+        return Diagnosed(*found) if diagnostics else Result(*found)
 
-    @abc.abstractmethod
     def cycle(self, graph: Graph) -> tuple[tuple[int, ...], ...]:
-        """Sets of nodes that one step projects onto, in order."""
+        """Sets of nodes that one step projects onto, in order: the two sides, or what a method says."""
+        return graph.sides
 
     @abc.abstractmethod
     def step(self, problem: Problem, z: State) -> State:
@@ -116,8 +113,8 @@ class ProjectionMethod(abc.ABC):
         """Distance between the sets at an iterate, in the nodes' consensus values."""
 
     @abc.abstractmethod
-    def hold(self, site: Site, together: bool) -> Holder:
-        """Make the holder of a node's copies; ``together``: all its producers project at the same time."""
+    def hold(self, graph: Graph, number: int) -> Callable[..., AnyHolder]:
+        """How to hold the copies of a node."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,26 +131,21 @@ class _Cycles(ProjectionMethod):
 
     def gap(self, problem: Problem, z: State) -> Array:
         """Longest way to a set in the next cycle; for two sets the distance between them (AP)."""
-        ways = []
+        way = jnp.zeros(())
         for numbers in self.cycle(problem.graph):
-            projected = problem.project(numbers, z)
-            ways.append(problem.distance(projected, z))
-            z = projected
-        return jnp.max(jnp.stack(ways))
+            before, z = z, problem.project(numbers, z)
+            way = jnp.maximum(way, problem.distance(z, before))
+        return way
 
-    def hold(self, site: Site, together: bool) -> Holder:
+    def hold(self, graph: Graph, number: int) -> Callable[..., AnyHolder]:
         """Consensus unless edges are asked for."""
-        del together
-        return Edges(site) if self.representation == "edges" else Consensus(site)
+        del graph, number
+        return Edges if self.representation == "edges" else Consensus
 
 
 @dataclasses.dataclass(frozen=True)
 class AlternatingProjections(_Cycles):
     """AP (Eq. 5): ``z <- P_B P_A z`` on the two sides of the bipartition, A the side of the target."""
-
-    def cycle(self, graph: Graph) -> tuple[tuple[int, ...], ...]:
-        """The two sides."""
-        return graph.sides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,21 +181,20 @@ class _Reflecting(ProjectionMethod):
         if self.window < 1:
             raise ValueError(f"window={self.window}: at least 1 slot of history")
 
-    def cycle(self, graph: Graph) -> tuple[tuple[int, ...], ...]:
-        """The two sides."""
-        return graph.sides
-
     def gap(self, problem: Problem, z: State) -> Array:
         """``|P_A z - P_B z|``."""
         a, b = (problem.project(side, z) for side in problem.graph.sides)
         return problem.distance(a, b)
 
-    def hold(self, site: Site, together: bool) -> Holder:
-        """History for wide bilinear nodes, edges for the rest."""
-        if site.dots is None or self.representation == "edges" or not together:
-            return Edges(site)
-        wide = min(site.dots.fan_out(0), site.dots.fan_out(1), site.dots.terms) >= 32
-        return History(site, self.window) if wide or self.representation == "history" else Edges(site)
+    def hold(self, graph: Graph, number: int) -> Callable[..., AnyHolder]:
+        """History for wide bilinear nodes whose producers project at the same time, edges for the rest."""
+        node = graph.nodes[number]
+        moving = {p for p in node.producers() if graph.nodes[p].kind != "constant"}
+        together = any(moving.issubset(numbers) for numbers in self.cycle(graph))
+        if self.representation == "edges" or node.primitive not in rules.bilinear_rules or not together:
+            return Edges
+        wide = self.representation == "history" or Dots(node).width >= 32
+        return functools.partial(History, window=self.window) if wide else Edges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,14 +217,12 @@ class DouglasRachford(_Reflecting):
 
     def step(self, problem: Problem, z: State) -> State:
         """Reflect, project, average; the shadow is read out of the governing iterate."""
-        return _douglas_rachford(problem, z, *problem.graph.sides, self.relaxation)
+        return _douglas_rachford(problem, z, problem.graph.sides, self.relaxation)
 
 
-def _douglas_rachford(
-    problem: Problem, z: State, first: Sequence[int], second: Sequence[int], relaxation: float
-) -> State:
-    x = problem.project(first, z)
-    y = problem.project(second, problem.combine((2, x), (-1, z)))
+def _douglas_rachford(problem: Problem, z: State, pair: Sequence[Sequence[int]], relaxation: float) -> State:
+    x = problem.project(pair[0], z)
+    y = problem.project(pair[1], problem.combine((2, x), (-1, z)))
     return problem.settle(problem.combine((1, z), (2 * relaxation, y), (-2 * relaxation, x)))
 
 
@@ -255,8 +244,8 @@ class CyclicDouglasRachford(_Reflecting):
     def step(self, problem: Problem, z: State) -> State:
         """One DR step per pair of layers."""
         layers = problem.graph.layers
-        for first, second in zip(layers, layers[1:] + layers[:1], strict=True):
-            z = _douglas_rachford(problem, z, first, second, 0.5)
+        for pair in zip(layers, layers[1:] + layers[:1], strict=True):
+            z = _douglas_rachford(problem, z, pair, 0.5)
         return z
 
 
@@ -293,24 +282,18 @@ class DifferenceMap(_Reflecting):
 
 @functools.partial(jax.jit, static_argnames=("method", "graph", "program", "diagnostics"))
 def _solve(
-    method: ProjectionMethod,
-    graph: Graph,
-    program: Program,
-    diagnostics: bool,
-    parameters: list[Array],
-    captured: list[Array],
-    constants: list[Array],
-    indices: list[Array],
+    method: ProjectionMethod, graph: Graph, program: Program, diagnostics: bool, params: Params, arrays: Any
 ) -> tuple[Any, ...]:
     """Run K steps from the forward pass. Compiled once per method, graph and shapes."""
-    traced = program.values(captured, parameters)
-    values = graph.values(traced, constants, indices)
-    loss = jnp.mean(jnp.concatenate([values[i].ravel() for i in graph.numbers("loss")]))
+    captured, constants, indices = arrays
+    leaves, treedef = jax.tree.flatten(params)
+    traced = program.values(captured, leaves)
     names = {origin: f"{n}:{node.name}" for n, node in enumerate(graph.nodes) for origin in node.origins}
     if method.stacking:
         graph = stack(graph, method.cycle(graph))
     values = graph.values(traced, constants, indices)
-    problem = Problem(graph, values, indices, method.operators, method.cycle(graph), method.hold)
+    loss = jnp.mean(jnp.concatenate([values[i].ravel() for i in graph.numbers("loss")]))
+    problem = Problem(graph, values, indices, method)
     z = jax.lax.fori_loop(0, method.steps_per_update, lambda _, z: method.step(problem, z), problem.start())
-    found = (problem.diagnose(z, method.step, method.gap, names),) if diagnostics else ()
-    return problem.readout(z), loss, *found
+    found = (diagnose(problem, z, names),) if diagnostics else ()
+    return jax.tree.unflatten(treedef, problem.readout(z)), loss, *found

@@ -70,7 +70,7 @@ class TestRepresentations:
 def _problem(loss_fn, start, method):
     graph, program, captured, constants, indices = trace_with_arrays(loss_fn, start)
     values = graph.values(program.values(captured, jax.tree.leaves(start)), constants, indices)
-    return Problem(graph, values, indices, method.operators, method.cycle(graph), method.hold)
+    return Problem(graph, values, indices, method)
 
 
 @pytest.mark.usefixtures("x64")
