@@ -82,13 +82,13 @@ class Network:
 
             def step(operands: dict[int, list[Array]], _: None) -> tuple[dict[int, list[Array]], None]:
                 for n, (a, b) in operands.items():
-                    dots = Dots(graph.nodes[n])
-                    output = dots.product(a, b)
-                    pulled = [
-                        own + 1e-30 * dots.pull(output, other, i) if moved[n][i] else own
-                        for i, (own, other) in enumerate(((a, b), (b, a)))
-                    ]
-                    operands = {**operands, n: pulled}
+                    product = Dots(graph.nodes[n]).product
+                    output = product(a, b)
+                    if moved[n][0]:
+                        a = a + 1e-30 * jax.linear_transpose(lambda x, f=product, w=b: f(x, w), a)(output)[0]
+                    if moved[n][1]:
+                        b = b + 1e-30 * jax.linear_transpose(lambda w, f=product, x=a: f(x, w), b)(output)[0]
+                    operands = {**operands, n: [a, b]}
                 return operands, None
 
             return jax.lax.scan(step, {n: [*graph.operands_of(n, values, indices)] for n in nodes}, length=steps)[0]

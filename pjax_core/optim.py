@@ -189,8 +189,7 @@ class _Reflecting(ProjectionMethod):
     def hold(self, graph: Graph, number: int) -> Callable[..., AnyHolder]:
         """History for wide bilinear nodes whose producers project at the same time, edges for the rest."""
         node = graph.nodes[number]
-        moving = {p for p in node.producers() if graph.nodes[p].kind != "constant"}
-        together = any(moving.issubset(numbers) for numbers in self.cycle(graph))
+        together = any(set(node.producers()).issubset(numbers) for numbers in self.cycle(graph))
         if self.representation == "edges" or node.primitive not in rules.bilinear_rules or not together:
             return Edges
         wide = self.representation == "history" or Dots(node).width >= 32

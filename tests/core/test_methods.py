@@ -402,3 +402,19 @@ def test_steps_are_those_of_the_literature():
         expected[optim.DifferenceMap(1, beta=beta)] = one + beta * (a @ f_b - b @ f_a)
     for method, matrix in expected.items():
         np.testing.assert_allclose(method.step(problem, z), matrix @ z, rtol=1e-12, err_msg=str(method))
+
+
+def test_cyclic_history_of_tied_weights_equals_edges():
+    """The constant input and the weight that it meets are in different layers, so that node holds edges."""
+    x, y = blobs(8, 6, 4)
+    key = jax.random.key(0)
+    params = {"w": jax.random.normal(key, (6, 5)), "v": jax.random.normal(key, (6, 4))}
+
+    def loss_fn(p):
+        return nn.cross_entropy(jax.nn.relu(jax.nn.relu(x @ p["w"]) @ p["w"].T) @ p["v"], y)
+
+    history, edges = (
+        optim.CyclicDouglasRachford(4, representation=r, window=9).update(loss_fn, params).params
+        for r in ("history", "edges")
+    )
+    assert relative_error(history, edges, params) < 1e-4
