@@ -109,6 +109,15 @@ class Copies:
         self.made += [(copy, first)] * results
         return [("copy", first + i) for i in range(results)]
 
+    def extend(self, operand: Operand, sources: Sequence[Source]) -> Source:
+        """Append an operand's equations, applied to these in place of its producers; returns what it is."""
+        results: list[Source] = []
+        known = {"producer": sources, "copy": results}
+        for copy in operand.copies:
+            inputs = [known[kind][number] if kind in known else (kind, number) for kind, number in copy.inputs]
+            results += self.append(copy.primitive, dict(copy.params), inputs, copy.results)
+        return results[-1] if operand.copies else sources[0]
+
     def operand(self, source: Source, aval: Any) -> Operand:
         """Collect the equations between producers and a value of some shape and dtype, in order."""
         producers: dict[int, Source] = {}

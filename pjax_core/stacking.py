@@ -140,16 +140,26 @@ class _Stacks:
         first, count = operands[0], len(operands)
         columns = list(zip(*(o.producers for o in operands), strict=True))
         numbers = list(dict.fromkeys(self._place[p][0] for column in columns for p in column))
-        if count == 1 and all(len(self._members[n]) == 1 for n in numbers):
-            return dataclasses.replace(first, producers=tuple(numbers))
+        if count == 1:
+            return self._member(first)
 
         def fun(*values: Array) -> Array:
             value_of = dict(zip(numbers, values, strict=True))
-            if count > 1:
-                return jax.vmap(lambda *xs: first.spread(xs, ()))(*(self._stacked(value_of, c) for c in columns))
-            return first.spread([lax.squeeze(self._stacked(value_of, c), (0,)) for c in columns], ())
+            return jax.vmap(lambda *xs: first.spread(xs, ()))(*(self._stacked(value_of, c) for c in columns))
 
         return _traced(fun, numbers, [self._aval(n) for n in numbers])
+
+    def _member(self, operand: Operand) -> Operand:
+        """The operand of a node that is in no stack: it reads members of stacks."""
+        copies = Copies()
+        sources: list[Source] = []
+        for number, place in (self._place[p] for p in operand.producers):
+            source = ("producer", number)
+            if len(self._members[number]) > 1:
+                pick = _traced(lambda v, i=place: lax.index_in_dim(v, i, 0, False), [number], [self._aval(number)])
+                source = copies.extend(pick, [source])
+            sources.append(source)
+        return copies.operand(copies.extend(operand, sources), operand)
 
     def _aval(self, number: int) -> jax.ShapeDtypeStruct:
         members = self._members[number]
