@@ -42,15 +42,17 @@ class Dots:
         """Sum the edges' copies back to the operands' shapes (the transpose of :meth:`expand`)."""
         return jax.linear_transpose(self.expand, *self._shapes)(copies)
 
+    def norms(self, operands: Operands, others: Operands) -> Operands:
+        """Per output <x, x'> and <w, w'>: f(x x', 1) and f(1, w w'), of length 1 where they repeat."""
+        (x, w), (x2, w2) = operands, others
+        return self._ones(x * x2, 0), self._ones(w * w2, 1)
+
+    def _ones(self, a: Array, position: int) -> Array:
+        return self._rule.ones(a, position, self._shapes[1 - position].shape, **self._params)
+
     def _plain(self, x: Array, w: Array) -> Array:
         """f(x, 1) + f(1, w): per output the sum of the copies."""
-        of_x, of_w = self._rule.ones(x, 0, w.shape, **self._params), self._rule.ones(w, 1, x.shape, **self._params)
-        return jnp.broadcast_to(of_x + of_w, self._node.shape)
-
-    def norm(self, operands: Operands, others: Operands) -> Array:
-        """Per output <x, x'> + <w, w'>: f(x x', 1) + f(1, w w')."""
-        (x, w), (x2, w2) = operands, others
-        return self._plain(x * x2, w * w2)
+        return jnp.broadcast_to(self._ones(x, 0) + self._ones(w, 1), self._node.shape)
 
     def total(self, coefficient: Array) -> Operands:
         """Sum a per-output coefficient over the copies of every element: f^T(a; 1) for x and for w."""

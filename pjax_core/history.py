@@ -95,7 +95,7 @@ class History(Holder):
     def _inner(self, new: Operands, old: Operands, product: Array) -> Array:
         """Number (<x + w, x' + w'>, <x - w, x' - w'>) per output; ``product`` is f(old)."""
         dots = self.dots
-        norm = dots.norm(new, old)
+        norm = sum(dots.norms(new, old))
         if self._moves(0) and self._moves(1):
             cross = dots.product(new[0], old[1]) + dots.product(old[0], new[1])
         else:  # <x, w'> + <w, x'> is f(new) + f(old)
@@ -148,8 +148,8 @@ class History(Holder):
     def project(self, z: HistoryState, target: Array | None, weight: ArrayLike) -> Projected:
         """Project: multiply by one number per output (Theorem 7)."""
         assert target is not None
-        u, v = self._norm(z)
-        root = projections.dot_root((u - v) / 4, (u + v) / 2, target, weight, self.operators)
+        plus, minus = self._norm(z)
+        root = projections.dot_root((plus - minus) / 4, [(plus + minus) / 2], target, weight, self.operators)
         factor = jnp.stack([1 / (1 - root), 1 / (1 + root)])
         new = {term: factor * number for term, number in z.new.items()}
         z = dataclasses.replace(z, coefficients=factor[None] * z.coefficients, new=new)

@@ -68,22 +68,25 @@ class Module:
 
         Raises:
             KeyError: the names are not those of :meth:`init`.
+            ValueError: a shape is not.
         """
-        names = self._named_modules()
-        owners: dict[int, dict[str, Array]] = {id(m): {} for m in names.values()}
-        expected: list[str] = []
-        for name, module in names.items():
-            own = jax.eval_shape(module.parameters, jax.random.key(0))
-            for k in own:
-                full = f"{name}.{k}" if name else k
-                expected.append(full)
-                if full in params:
-                    owners[id(module)][k] = params[full]
-        if set(expected) != set(params):
-            missing, extra = sorted(set(expected) - set(params)), sorted(set(params) - set(expected))
+        expected = jax.eval_shape(self.init, jax.random.key(0))
+        missing, extra = sorted(expected.keys() - params.keys()), sorted(params.keys() - expected.keys())
+        if missing or extra:
             raise KeyError(
-                f"params of {type(self).__name__}: missing {missing}, unexpected {extra}; expected exactly {expected}"
+                f"params of {type(self).__name__}: missing {missing}, unexpected {extra}; expected exactly "
+                f"{list(expected)}"
             )
+        modules = self._named_modules()
+        owners: dict[int, dict[str, Array]] = {id(module): {} for module in modules.values()}
+        for name, array in params.items():
+            if np.shape(array) != expected[name].shape:
+                raise ValueError(
+                    f"parameter {name!r} of {type(self).__name__} has shape {np.shape(array)}; expected "
+                    f"{expected[name].shape}"
+                )
+            owner, _, attribute = name.rpartition(".")
+            owners[id(modules[owner])][attribute] = array
         return self._bind(owners, {})(*args)
 
     def _bind(self, owners: dict[int, dict[str, Array]], bound: dict[int, "Module"]) -> Self:
@@ -272,9 +275,21 @@ def cross_entropy(logits: Array, y: ArrayLike) -> Array:
 
     Args:
         logits: ``(..., classes)``.
-        y: integer labels ``(...)`` or one-hot ``(..., classes)``.
+        y: integer labels ``(...)``, or one-hot or any distribution ``(..., classes)``.
+
+    Raises:
+        ValueError: labels that are out of range, of another shape, or no distribution.
     """
-    return rules.cross_entropy_p.bind(logits, _one_hot(logits, y))
+    labels = _one_hot(logits, y)
+    if not isinstance(y, Tracer) and np.ndim(y) == logits.ndim:
+        known = np.asarray(y, float)
+        wrong = (known.min(-1, initial=0) < 0) | (abs(known.sum(-1) - 1) > 1e-3)
+        if np.any(wrong):
+            raise ValueError(
+                f"labels {known[wrong][0]} at {np.argwhere(wrong)[0].tolist()} are no distribution: pass one-hot "
+                "labels, or others that are not negative and sum to 1"
+            )
+    return rules.cross_entropy_p.bind(logits, labels)
 
 
 def margin_loss(logits: Array, y: ArrayLike, margin: float = 1.0) -> Array:

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, overload
 
@@ -62,8 +63,12 @@ class ProjectionMethod(abc.ABC):
 
     def __post_init__(self) -> None:
         """Refuse what no update can honour."""
-        if not isinstance(self.steps_per_update, int | np.integer) or self.steps_per_update < 1:
-            raise ValueError(f"steps_per_update={self.steps_per_update}: a positive whole number")
+        for name in ("steps_per_update", "window"):
+            count = getattr(self, name, 1)
+            if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+                raise ValueError(f"{name}={count!r}: a positive whole number")
+        if not isinstance(self.stacking, bool):
+            raise TypeError(f"stacking={self.stacking!r}: True or False")
         if not isinstance(self.operators, Operators):
             raise TypeError(f"operators={self.operators!r}: pass pjax.EXACT, pjax.PUBLISHED or Operators")
         if self.representation not in ("auto", *self._supported):
@@ -175,12 +180,6 @@ class _Reflecting(ProjectionMethod):
 
     _supported: ClassVar[tuple[str, ...]] = ("history", "edges")
 
-    def __post_init__(self) -> None:
-        """Refuse what no update can honour."""
-        super().__post_init__()
-        if self.window < 1:
-            raise ValueError(f"window={self.window}: at least 1 slot of history")
-
     def gap(self, problem: Problem, z: State) -> Array:
         """``|P_A z - P_B z|``."""
         a, b = (problem.project(side, z) for side in problem.graph.sides)
@@ -211,8 +210,8 @@ class DouglasRachford(_Reflecting):
     def __post_init__(self) -> None:
         """Refuse what no update can honour."""
         super().__post_init__()
-        if not 0 < self.relaxation <= 1:
-            raise ValueError(f"relaxation={self.relaxation}: it lies in (0, 1]; 0.5 as published")
+        if not isinstance(self.relaxation, float | int) or not 0 < self.relaxation <= 1:
+            raise ValueError(f"relaxation={self.relaxation!r}: it lies in (0, 1]; 0.5 as published")
 
     def step(self, problem: Problem, z: State) -> State:
         """Reflect, project, average; the shadow is read out of the governing iterate."""
@@ -266,8 +265,8 @@ class DifferenceMap(_Reflecting):
     def __post_init__(self) -> None:
         """Refuse what no update can honour."""
         super().__post_init__()
-        if self.beta == 0:
-            raise ValueError("beta=0 never moves; its size is usually near 1")
+        if not isinstance(self.beta, float | int) or not math.isfinite(self.beta) or self.beta == 0:
+            raise ValueError(f"beta={self.beta!r}: a number but 0, which never moves; its size is usually near 1")
 
     def step(self, problem: Problem, z: State) -> State:
         """Project four times, twice where beta is 1 or -1."""

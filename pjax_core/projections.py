@@ -193,7 +193,9 @@ def project_sign(x: Array, target: Array, weight: ArrayLike = 1) -> tuple[Array,
     return _nearest(x, target, weight, [(jnp.maximum(x, 0), one), (jnp.minimum(x, 0), -one), (zero, zero)])
 
 
-def dot_root(p: Array, q: Array, target: Array, weight: ArrayLike, operators: Operators) -> Array:
+def dot_root(
+    product: Array, norms: Sequence[Array], target: Array, weight: ArrayLike, operators: Operators
+) -> Array:
     """Solve Eq. 32 for lambda: ``((1 + l^2) p + l q) / (1 - l^2)^2 + l / weight = target``.
 
     The left side increases on (-1, 1) because ``q >= 2 |p|``, so the root is unique when it exists. It does
@@ -201,59 +203,75 @@ def dot_root(p: Array, q: Array, target: Array, weight: ArrayLike, operators: Op
     reach, the exact root stops just inside the bracket and the output is not on the graph.
 
     Args:
-        p: inner products of the two vectors.
-        q: sums of their squared norms, same shape.
+        product: p, inner products of the two vectors.
+        norms: arrays that broadcast to that shape; their sum is q, the sum of both squared norms. They are summed
+            where they are used, so that a repeated norm takes no memory.
         target, weight: see the module.
         operators: ``dot_newton_steps`` chooses between the bracketed, converged root and a fixed number
             of unguarded Newton steps from 0 (approximate; it can leave (-1, 1) for large targets).
     """
 
-    def newton(root: Array) -> tuple[Array, Array]:
-        """Return the residual, scaled by (1 - l^2)^3 > 0, and the Newton step."""
-        square = root * root
-        slack = 1 - square
-        cube = slack * slack * slack
-        residual = ((1 + square) * p + root * q) * slack + (root / weight - target) * cube
-        slope = 2 * p * root * (3 + square) + q * (1 + 3 * square) + cube / weight
-        return residual, residual / slope
+    def both() -> tuple[Array, Array]:
+        """Squared norms of the sum and of the difference of the vectors."""
+        norm = sum(norms, jnp.zeros((), product.dtype))
+        return norm + 2 * product, norm - 2 * product
 
-    # Both presets take these steps; the first, from 0, needs no evaluation.
-    root, step = (target - p) / (q + 1 / weight), jnp.inf
-    unguarded = operators.dot_newton_steps or 3
-    for _ in range(unguarded - 1):
-        step = newton(root)[1]
-        root = root - step
-    if operators.dot_newton_steps is not None:
-        return root
+    def newton(root: Array, plus: Array, minus: Array) -> Array:
+        """One Newton step on ``plus / (4 (1 - l)^2) - minus / (4 (1 + l)^2) + l / weight - target``.
 
-    # A step below eps^(2/3) (1 - l^2) leaves a quadratic error below eps. In a trained network nearly
-    # every root is there after three steps, which compile to one pass; the loop is for the others.
-    tolerance = float(jnp.finfo(p.dtype).eps) ** (2 / 3)
-    inside = 1 - float(jnp.finfo(p.dtype).epsneg)
+        Residual and slope are scaled by ``(1 - l^2)^3``. The factor 1 / slope is no division because the CPU's
+        compiler ends a pass at a quotient that is read twice.
+        """
+        a, b = 1 - root, 1 + root
+        square, slack = a * a, a * b
+        residual = (plus * b * b - minus * square) / 4 + (root / weight - target) * slack * slack
+        slope = (plus * b * b * b + minus * square * a) / 2 + slack * slack * slack / weight
+        return residual * slack * (1 / slope)
 
-    def unfinished(carry: tuple[Array, ...]) -> Array:
-        root, _, _, step, count = carry
-        return jnp.any(jnp.abs(step) > tolerance * (1 - root * root)) & (count < 100)
+    # A step below eps^(2/3) (1 - l^2) leaves a quadratic error below eps: more steps would only round. In a
+    # trained network nearly every root is there after three, of which the first, from 0, needs no evaluation; one
+    # pass takes them and marks the others, because what leaves a pass costs more than what it computes.
+    tolerance = float(jnp.finfo(product.dtype).eps) ** (2 / 3)
 
-    def refine(carry: tuple[Array, ...]) -> tuple[Array, ...]:
-        root, low, high, _, count = carry
-        residual, step = newton(root)
-        low = jnp.where(residual < 0, root, low)
-        high = jnp.where(residual > 0, root, high)
-        proposal = root - step
-        held = (proposal >= low) & (proposal <= high)
-        guarded = jnp.where(held, proposal, (low + high) / 2)
-        return guarded, low, high, guarded - root, count + 1
+    def steps(count: int) -> tuple[Array, Array]:
+        plus, minus = both()
+        root = (target - (plus - minus) / 4) * (1 / ((plus + minus) / 2 + 1 / weight))
+        step = root
+        for _ in range(count - 1):
+            step = newton(root, plus, minus)
+            root = root - step
+        return root, step
 
-    converged = jnp.abs(step) <= tolerance * (1 - root * root)
+    def guarded() -> Array:
+        """Newton from the one inflection point ascends or descends to the root, but for a step past the pole."""
+        inside = 1 - float(jnp.finfo(product.dtype).epsneg)
 
-    def bracketed() -> Array:
-        start = jnp.where(converged, root, jnp.nan_to_num(jnp.clip(root, -0.5, 0.5)))
-        bound = jnp.full_like(start, inside)
-        carry = (start, -bound, bound, jnp.where(converged, 0, jnp.inf), jnp.zeros((), jnp.int32))
+        def step(root: Array) -> Array:
+            return newton(root, *(jnp.maximum(norm, 0) for norm in both()))
+
+        plus, minus = (jnp.maximum(norm, 0) for norm in both())
+        ratio = jnp.sqrt(jnp.sqrt(minus / plus))  # ((1 + l) / (1 - l))^4 is minus / plus there
+        inflection = jnp.clip(jnp.nan_to_num(1 - 2 / (1 + ratio)), -inside, inside)
+
+        # What tells whether to go on reads the iterate anew: beside it, it would be made of all that the iterate is.
+        def unfinished(carry: tuple[Array, Array]) -> Array:
+            root, count = carry
+            return jnp.any(jnp.abs(step(root)) > tolerance * (1 - root * root)) & (count < 100)
+
+        def refine(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            root, count = carry
+            # Never more than half of the way to a pole, whence it comes back.
+            root = jnp.clip(root - step(root), (root - 1) / 2, (root + 1) / 2)
+            return jnp.clip(root, -inside, inside), count + 1
+
+        carry = jnp.where(jnp.isnan(found), inflection, found), jnp.zeros((), jnp.int32)
         return jax.lax.while_loop(unfinished, refine, carry)[0]
 
-    return jax.lax.cond(jnp.all(converged), lambda: root, bracketed)
+    root, step = steps(3)
+    found = jnp.where(jnp.abs(step) <= tolerance * (1 - root * root), root, jnp.nan)
+    fixed = operators.dot_newton_steps
+    others = guarded if fixed is None else lambda: steps(fixed)[0]
+    return jax.lax.cond(jnp.all(found == found), lambda: found, others)
 
 
 def project_dot(
@@ -266,7 +284,7 @@ def project_dot(
         target, weight: shape ``(...)``; see the module.
         operators: see :func:`dot_root`.
     """
-    root = dot_root(jnp.sum(x * w, -1), jnp.sum(x * x + w * w, -1), target, weight, operators)
+    root = dot_root(jnp.sum(x * w, -1), [jnp.sum(x * x + w * w, -1)], target, weight, operators)
     lam = root[..., None]
     scale = 1 / (1 - lam * lam)
     return (x + lam * w) * scale, (w + lam * x) * scale, target - root / weight, root

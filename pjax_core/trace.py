@@ -202,6 +202,8 @@ class JaxprTracer:
             (kept,) = (x for x in inputs if isinstance(x, Value))
             prim, inputs, params = rules.sum_relu_p, [self._broadcast(eqn, kept, aval(eqn.outvars[0]).shape)], {}
         elif prim is jax_primitives.div_p and known[1]:
+            if not isinstance(inputs[1], Tracer) and not np.all(np.asarray(inputs[1])):
+                raise self.error(eqn, "divides by a constant that holds a zero")
             prim, inputs, params = rules.scale_p, [inputs[0], 1 / inputs[1]], {}
         elif prim is jax_primitives.mul_p and any(known):
             prim, inputs, params = rules.scale_p, inputs if known[1] else inputs[::-1], {}
@@ -284,6 +286,8 @@ class JaxprTracer:
                     f"the traced function returns something that is not a loss ({what}). Every output "
                     "must come from a loss of nn (nn.cross_entropy), one value per sample"
                 )
+            if not x.array.size:
+                raise TypeError(f"a loss of shape {x.array.shape} has no sample; pass at least one")
         nodes = [
             dataclasses.replace(node, operands=tuple(self.copies.operand(*x) for x in inputs))
             for node, inputs in zip(self.nodes, self.inputs, strict=True)

@@ -1,5 +1,7 @@
 """Methods and representations: every fast form against edges, and edges against one number per edge."""
 
+# pyright: reportArgumentType=false
+
 import types
 
 import jax
@@ -335,20 +337,18 @@ def test_float32_stays_near_float64():
     ("make", "error", "message"),
     [
         (lambda: AP(0), ValueError, "steps_per_update=0"),
-        (
-            lambda: AP(2.5),  # pyright: ignore[reportArgumentType]
-            ValueError,
-            r"steps_per_update=2\.5",
-        ),
+        (lambda: AP(2.5), ValueError, r"steps_per_update=2\.5"),
+        (lambda: AP(True), ValueError, "steps_per_update=True"),
+        (lambda: AP(stacking="no"), TypeError, "stacking='no'"),
         (lambda: DR(relaxation=0), ValueError, "relaxation=0"),
+        (lambda: DR(relaxation="a"), ValueError, "relaxation='a'"),
         (lambda: DR(window=0), ValueError, "window=0"),
+        (lambda: DR(window=1.5), ValueError, r"window=1\.5"),
+        (lambda: optim.DifferenceMap(beta=0), ValueError, "beta=0: a number but 0"),
+        (lambda: optim.DifferenceMap(beta=float("nan")), ValueError, "beta=nan"),
         (lambda: DR(representation="consensus"), ValueError, "does not serve DouglasRachford"),
         (lambda: AP(representation="history"), ValueError, "does not serve AlternatingProjections"),
-        (
-            lambda: CP(operators="exact"),  # pyright: ignore[reportArgumentType]
-            TypeError,
-            "pjax.EXACT",
-        ),
+        (lambda: CP(operators="exact"), TypeError, "pjax.EXACT"),
     ],
 )
 def test_impossible_methods_are_refused(make, error, message):

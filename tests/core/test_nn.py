@@ -372,6 +372,12 @@ def test_parameters_of_another_tree_are_refused():
             optim.AlternatingProjections(1).update(lambda p: nn.cross_entropy(model.apply(p, x), y), wrong)
 
 
+def test_parameters_of_another_shape_are_refused():
+    params = MLP((5, 6, 3)).init(jax.random.key(0))
+    with pytest.raises(ValueError, match=r"'linears.0.weight' of MLP has shape \(5, 6\); expected \(5, 4\)"):
+        MLP((5, 4, 3)).apply(params, jnp.ones((2, 5)))
+
+
 @pytest.mark.parametrize("make", [jnp.array, np.array, list], ids=["jax", "numpy", "list"])
 @pytest.mark.parametrize("loss", [nn.cross_entropy, nn.margin_loss])
 def test_labels_out_of_range_in_training(loss, make):

@@ -126,19 +126,23 @@ def partly_unused(scan, p, x, y, h):
     return nn.cross_entropy(scan(step, h, x)[1][0][1:2], y[1:2])
 
 
-def losses_inside(scan, p, x, y, h):
+def losses_inside(scan, p, x, y, h, *, reverse=False):
     def step(h, inputs):
         x, y = inputs
         h = _next(p, h, x)
         return h, nn.cross_entropy(h @ p["o"], jax.nn.one_hot(y, CLASSES, dtype=h.dtype))
 
     if scan is lax.scan:
-        return scan(step, h, (x, y))[1]
+        return scan(step, h, (x, y), reverse=reverse)[1]
     losses = []
-    for t in range(TIME):
+    for t in reversed(range(TIME)) if reverse else range(TIME):
         h, loss = step(h, (x[t], y[t]))
         losses.append(loss)
     return losses
+
+
+def losses_backwards(*args):
+    return losses_inside(*args, reverse=True)
 
 
 def many_to_one(scan, p, x, y, h):
@@ -157,6 +161,7 @@ CASES = [
     nested,
     partly_unused,
     losses_inside,
+    losses_backwards,
     many_to_one,
 ]
 
@@ -213,10 +218,20 @@ def swap(scan, p, x, y, h):
     return nn.margin_loss(scan(step, (jnp.broadcast_to(p["a"], h.shape), jnp.broadcast_to(p["b"], h.shape)), x)[1], y)
 
 
-@pytest.mark.parametrize(("case", "identities"), [(shift_register, 0), (rotation, 2), (swap, 2)])
+def masked(scan, p, x, y, h):
+    """Scaled states, as of a dropout that all steps share: every step adds three constraints, an odd number."""
+
+    def step(h, x):
+        h = _next(p, h, x) * jnp.array([1.0, 0.5, 2.0, 1.0])
+        return h, h @ p["o"]
+
+    return nn.margin_loss(scan(step, h, x)[1], y)
+
+
+@pytest.mark.parametrize(("case", "identities"), [(shift_register, 0), (rotation, 2), (swap, 2), (masked, 1)])
 @pytest.mark.parametrize("make", [AP, DR], ids=["AP", "DR"])
-def test_carries_that_are_only_moved_become_feasible(case, identities, make):
-    """An identity breaks their circle, so iterates are others than unrolled; both reach the constraints."""
+def test_identities_on_the_circle_of_a_recurrence_become_feasible(case, identities, make):
+    """An identity in every step makes the iterates others than unrolled; both reach the constraints."""
     x, y, h, start = _data()
     x, y, h = x[:, :1], y[:, :1], h[:1]
     graph = pjax.trace(lambda p: case(lax.scan, p, x, y, h), start)

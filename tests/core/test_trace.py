@@ -194,8 +194,14 @@ def test_every_copy_averages_by_its_dense_matrix(prim):
         (lambda w: nn.cross_entropy(X @ w["w"], Y), {"w": jnp.ones((3, 2), int)}, "parameter 'w' has dtype int"),
         (lambda w: nn.cross_entropy(X @ W, Y), {}, "params holds no array"),
         (lambda w: nn.cross_entropy(X @ w, jnp.maximum(X @ w, 0)), W, "labels of cross_entropy"),
+        (lambda w: nn.cross_entropy(X[:0] @ w, Y[:0]), W, "no sample"),
+        (
+            lambda w: nn.cross_entropy(X @ w / jnp.array([1, 0]), Y),
+            W,
+            "div at .* divides by a constant that holds a zero",
+        ),
     ],
-    ids=["mean", "logits", "constant", "nothing", "integer", "empty", "labels"],
+    ids=["mean", "logits", "constant", "nothing", "integer", "empty", "labels", "no sample", "zero"],
 )
 def test_wrong_functions_are_explained(loss_fn, params, message):
     with pytest.raises(TypeError, match=message):
@@ -206,6 +212,11 @@ def test_wrong_functions_are_explained(loss_fn, params, message):
 def test_labels_out_of_range(labels):
     with pytest.raises(ValueError, match="for 2 classes: they lie in 0 to 1"):
         nn.cross_entropy(jnp.ones((4, 2)), jnp.array(labels))
+
+
+def test_labels_are_a_distribution():
+    with pytest.raises(ValueError, match=r"labels \[1. 1.\] at \[1\] are no distribution"):
+        pjax.trace(lambda w: nn.cross_entropy(X[:2] @ w, jnp.array([[0.5, 0.5], [1, 1]])), W)
 
 
 @pytest.mark.usefixtures("x64")
