@@ -68,7 +68,7 @@ class Dots:
         return tuple(own * total + pull for own, total, pull in parts)
 
     @property
-    def width(self) -> float:
-        """The least of the number of products in an output and the mean numbers of copies of x and w."""
+    def fan_out(self) -> float:
+        """The lesser of the mean numbers of copies of an element of x and of w."""
         copies, _ = jax.eval_shape(self.expand, *self._shapes)
-        return min(copies.shape[-1], *(copies.size / operand.size for operand in self._shapes))
+        return min(copies.size / operand.size for operand in self._shapes)

@@ -14,7 +14,7 @@ class Operators:
     Attributes:
         dot_newton_steps: Theorem 7's root. ``None``: bracketed Newton in (-1, 1), run to tolerance. A
             number: that many Newton steps from 0 without a guard; it may leave (-1, 1).
-        prox_sweeps: Theorem 11's proximal operator. ``None``: damped Newton on Eq. 49, run to tolerance.
+        prox_sweeps: Theorem 11's proximal operator. ``None``: Newton on Eq. 49, run to tolerance.
             A number: that many fixed-point sweeps, which do not converge for every ``prox_lambda``.
         prox_lambda: the proximal parameter, lambda > 0, of Eq. 12 (5 in the paper).
         exact_sum_relu: Theorem 6's choice between its two candidates. ``False``: the distance of the

@@ -168,15 +168,14 @@ class _Reflecting(ProjectionMethod):
 
     Attributes:
         window: slots of past consensus values per node held by history (see
-            :class:`pjax_core.history.History`). Exact when it holds every consensus of an update.
+            :class:`pjax_core.history.History`). Exact when it holds every consensus of an update. A node at most two
+            constraints from a loss, where the past has a long weight, keeps one slot more.
 
     ``representation="history"`` holds every bilinear node by its history; ``"auto"`` those that keep at
-    least 32 copies of every element and sum at least 32 products, and the edges of the rest: they have few edges
-    (of an output layer, or of a window on one channel), and an output layer has large roots that give its past a
-    long weight.
+    least 32 copies of every element, and the edges of the rest, such as an output layer of 10 classes.
     """
 
-    window: int = 2
+    window: int = 1
 
     _supported: ClassVar[tuple[str, ...]] = ("history", "edges")
 
@@ -191,8 +190,9 @@ class _Reflecting(ProjectionMethod):
         together = any(set(node.producers()).issubset(numbers) for numbers in self.cycle(graph))
         if self.representation == "edges" or node.primitive not in rules.bilinear_rules or not together:
             return Edges
-        wide = self.representation == "history" or Dots(node).width >= 32
-        return functools.partial(History, window=self.window) if wide else Edges
+        wide = self.representation == "history" or Dots(node).fan_out >= 32
+        near_loss = any(number in layer for layer in graph.layers[:3])
+        return functools.partial(History, window=self.window + near_loss) if wide else Edges
 
 
 @dataclasses.dataclass(frozen=True)

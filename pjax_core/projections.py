@@ -193,9 +193,7 @@ def project_sign(x: Array, target: Array, weight: ArrayLike = 1) -> tuple[Array,
     return _nearest(x, target, weight, [(jnp.maximum(x, 0), one), (jnp.minimum(x, 0), -one), (zero, zero)])
 
 
-def dot_root(
-    product: Array, norms: Sequence[Array], target: Array, weight: ArrayLike, operators: Operators
-) -> Array:
+def dot_root(product: Array, norms: Sequence[Array], target: Array, weight: ArrayLike, operators: Operators) -> Array:
     """Solve Eq. 32 for lambda: ``((1 + l^2) p + l q) / (1 - l^2)^2 + l / weight = target``.
 
     The left side increases on (-1, 1) because ``q >= 2 |p|``, so the root is unique when it exists. It does
@@ -253,19 +251,19 @@ def dot_root(
         ratio = jnp.sqrt(jnp.sqrt(minus / plus))  # ((1 + l) / (1 - l))^4 is minus / plus there
         inflection = jnp.clip(jnp.nan_to_num(1 - 2 / (1 + ratio)), -inside, inside)
 
+        def refine(root: Array) -> Array:
+            # Never more than half of the way to a pole, whence it comes back.
+            root = jnp.clip(root - step(root), (root - 1) / 2, (root + 1) / 2)
+            return jnp.clip(root, -inside, inside)
+
         # What tells whether to go on reads the iterate anew: beside it, it would be made of all that the iterate is.
         def unfinished(carry: tuple[Array, Array]) -> Array:
             root, count = carry
             return jnp.any(jnp.abs(step(root)) > tolerance * (1 - root * root)) & (count < 100)
 
-        def refine(carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            root, count = carry
-            # Never more than half of the way to a pole, whence it comes back.
-            root = jnp.clip(root - step(root), (root - 1) / 2, (root + 1) / 2)
-            return jnp.clip(root, -inside, inside), count + 1
-
-        carry = jnp.where(jnp.isnan(found), inflection, found), jnp.zeros((), jnp.int32)
-        return jax.lax.while_loop(unfinished, refine, carry)[0]
+        start = jnp.where(jnp.isnan(found), inflection, found), jnp.zeros((), jnp.int32)
+        root, _ = jax.lax.while_loop(unfinished, lambda carry: (refine(carry[0]), carry[1] + 1), start)
+        return refine(root)
 
     root, step = steps(3)
     found = jnp.where(jnp.abs(step) <= tolerance * (1 - root * root), root, jnp.nan)
@@ -301,9 +299,9 @@ def prox_cross_entropy(x: Array, labels: Array, operators: Operators) -> Array:
     Args:
         x: logits ``(..., classes)``.
         labels: one-hot (or any distribution), same shape.
-        operators: ``prox_sweeps`` chooses between Newton on Eq. 49, run to rounding (each step costs
-            O(classes) by Sherman-Morrison), and a fixed number of sweeps of Eq. 49 from ``x``
-            (approximate: no contraction at lambda = 5, where it can end in a 2-cycle).
+        operators: ``prox_sweeps`` chooses between Newton on Eq. 49, run to rounding (O(classes) a step), and a
+            fixed number of sweeps of Eq. 49 from ``x`` (approximate: no contraction at lambda = 5, where it can end
+            in a 2-cycle).
     """
     lam = operators.prox_lambda
     if operators.prox_sweeps is not None:
@@ -312,36 +310,24 @@ def prox_cross_entropy(x: Array, labels: Array, operators: Operators) -> Array:
             u = x + lam * (labels - jax.nn.softmax(u))
         return u
 
-    tolerance = 8 * float(jnp.finfo(x.dtype).eps)
-
-    def newton_step(u: Array) -> Array:
-        probability = jax.nn.softmax(u)
-        residual = u - x - lam * (labels - probability)
-        # (I + lam diag(s) - lam s s^T)^-1 residual, with s the probabilities.
-        diagonal = 1 + lam * probability
-        plain = residual / diagonal
-        along = probability / diagonal
-        numerator = jnp.sum(probability * plain, -1, keepdims=True)
-        # 1 - lam s^T along, written as a sum of positive terms.
-        denominator = jnp.sum(along, -1, keepdims=True)
-        return plain + lam * along * numerator / denominator
-
-    def unfinished(carry: tuple[Array, Array, Array]) -> Array:
-        u, size, count = carry
-        scale = 1 + jnp.max(jnp.abs(u), -1, initial=0)
-        return jnp.any(size > tolerance * scale) & (count < 100)
+    # With w = lam softmax(u), so that u = pulled - w: log w + w = pulled + log lam - L, and L is such that sum w = lam.
+    # Newton in log w and L; no entry of w is above lam. The start is half of a sweep.
+    eps, top = float(jnp.finfo(x.dtype).eps), math.log(lam)
+    pulled = x + lam * labels
+    # A residual below eps^(1/2) leaves a quadratic error below eps; none gets below the rounding of its terms.
+    tolerance = eps**0.5 + 4 * eps * (lam + jnp.max(jnp.abs(x), -1, keepdims=True, initial=0))
 
     def refine(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        u, _, count = carry
-        step = newton_step(u)
-        norm = jnp.sqrt(2 * jnp.sum(step * step, -1, keepdims=True))
-        # log(1 + d) / d is the damping that descends globally for generalised self-concordant
-        # functions (log-sum-exp has constant sqrt 2); it tends to 1, so convergence stays quadratic.
-        damping = jnp.where(norm > 0, jnp.log1p(norm) / jnp.where(norm > 0, norm, 1), 1)
-        return u - damping * step, jnp.max(jnp.abs(step), -1, initial=0), count + 1
+        log_w, _, count = carry
+        w = jnp.exp(log_w)
+        share, gap = w / (1 + w), pulled + top - log_w - w
+        level = (jnp.sum(w + share * gap, -1, keepdims=True) - lam) / jnp.sum(share, -1, keepdims=True)
+        residual = gap - level
+        return jnp.minimum(log_w + residual / (1 + w), top), jnp.any(jnp.abs(residual) > tolerance), count + 1
 
-    start = (x, jnp.full(x.shape[:-1], jnp.inf, x.dtype), jnp.zeros((), jnp.int32))
-    return jax.lax.while_loop(unfinished, refine, start)[0]
+    start = top + jax.nn.log_softmax((x + pulled - lam * jax.nn.softmax(x)) / 2)
+    carry = start, jnp.array(True), jnp.zeros((), jnp.int32)
+    return pulled - jnp.exp(jax.lax.while_loop(lambda carry: carry[1] & (carry[2] < 100), refine, carry)[0])
 
 
 def prox_squared_error(x: Array, targets: Array, operators: Operators) -> Array:

@@ -126,10 +126,10 @@ DEFECTS = (
         ("test_projections.py::test_quantize_takes_midpoints_down_and_has_no_slope",),
     ),
     Defect(
-        "rank-one part of the cross-entropy's Newton step",
+        "level of the cross-entropy's Newton step",
         "projections.py",
-        "return plain + lam * along * numerator / denominator",
-        "return plain - lam * along * numerator / denominator",
+        "jnp.sum(w + share * gap, -1, keepdims=True) - lam",
+        "jnp.sum(w - share * gap, -1, keepdims=True) - lam",
         ("test_projections.py::test_exact_prox_solves_equation_49",),
     ),
     Defect(
@@ -142,8 +142,8 @@ DEFECTS = (
     Defect(
         "folded into the newest slot",
         "history.py",
-        ".at[0].add(jnp.sum(coefficients[:drop], 0))",
-        ".at[-1].add(jnp.sum(coefficients[:drop], 0))",
+        ".at[0].add(jnp.sum(a[:drop], 0))",
+        ".at[-1].add(jnp.sum(a[:drop], 0))",
         ("test_methods.py::test_what_falls_out_of_the_window_goes_to_the_next_oldest_slot",),
     ),
     Defect(

@@ -62,7 +62,7 @@ _PROJECTION: dict[str, Any] = {"steps_per_update": 50, "representation": "auto",
 _METHODS: dict[str, dict[str, Any]] = {
     "sgd": _GRADIENT,
     "adam": _GRADIENT,
-    "dr": {**_PROJECTION, "relaxation": 0.5, "window": 2},
+    "dr": {**_PROJECTION, "relaxation": 0.5, "window": 1},
     "ap": _PROJECTION,
     "cp": _PROJECTION,
 }

@@ -139,7 +139,7 @@ def test_other_presets_protocols_cells_and_engines_are_left_out(runs: Path, writ
         ("sgd", {"method__learning_rate": 0.5}, "method.learning_rate=0.5 instead of 0.001"),
         ("adam", {"method__output_bias": False}, "method.output_bias=false instead of true"),
         ("dr", {"model__hidden": [16]}, "model.hidden=[16] instead of [128]"),
-        ("dr", {"method__window": 5}, "method.window=5 instead of 2"),
+        ("dr", {"method__window": 5}, "method.window=5 instead of 1"),
         ("dr", {"method__relaxation": 0.7}, "method.relaxation=0.7 instead of 0.5"),
         ("ap", {"method__steps_per_update": 10}, "method.steps_per_update=10 instead of 50"),
         ("ap", {"method__representation": "edges"}, 'method.representation="edges" instead of "auto"'),
@@ -152,7 +152,7 @@ def test_other_presets_protocols_cells_and_engines_are_left_out(runs: Path, writ
         (
             "dr",
             {"method__window": 3, "engine__prox_lambda": 4},
-            "engine.prox_lambda=4 instead of 5.0, method.window=3 instead of 2",
+            "engine.prox_lambda=4 instead of 5.0, method.window=3 instead of 1",
         ),
     ],
 )

@@ -161,7 +161,7 @@ def test_sums_over_edges(name):
     assert ex.shape == ew.shape
     assert ex.shape[:-1] == node.shape
     np.testing.assert_allclose((ex * ew).sum(-1), dots.product(x, w), rtol=1e-12)
-    norm = jnp.broadcast_to(dots.norm((x, w), (x, w)), node.shape)
+    norm = jnp.broadcast_to(sum(dots.norms((x, w), (x, w))), node.shape)
     np.testing.assert_allclose((ex**2 + ew**2).sum(-1), norm, rtol=1e-12)
     a, d = jax.random.normal(jax.random.key(7), (2, *node.shape))
     both = dots.contract((a[..., None] * ex + d[..., None] * ew, a[..., None] * ew + d[..., None] * ex))

@@ -15,7 +15,18 @@ from pjax_core.copies import Edges
 from pjax_core.history import History
 from pjax_core.problem import Problem
 from pjax_core.trace import trace_with_arrays
-from tests.core.networks import ARCHITECTURES, CNN, MLP, FlaxMLP, blobs, network, problem, relative_error
+from tests.core.networks import (
+    ARCHITECTURES,
+    CNN,
+    MLP,
+    FlaxMLP,
+    blobs,
+    images,
+    initial,
+    network,
+    problem,
+    relative_error,
+)
 from tests.core.scalar_oracle import ScalarNetwork
 
 AP, CP, DR = optim.AlternatingProjections, optim.CyclicProjections, optim.DouglasRachford
@@ -78,22 +89,31 @@ def _problem(loss_fn, start, method):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("operators", PRESETS.values(), ids=PRESETS)
 @pytest.mark.parametrize(("sizes", "skip"), [((40, 64, 5), False), ((40, 64, 64, 64, 64, 5), True)])
-def test_a_window_of_two_stays_within_its_bound(sizes, skip, operators):
+def test_the_default_window_stays_within_its_bound(sizes, skip, operators):
     """Where "auto" uses history, 20 steps err by less than 0.1 % of the way that the parameters moved."""
     loss_fn, start = network(sizes, skip=skip, batch=64)
     holders = _problem(loss_fn, start, DR(operators=operators)).holders
     assert list(map(type, holders.values())).count(History) == len(sizes) - 2
-    edges, windowed = (DR(20, operators, r, window=2).update(loss_fn, start).params for r in ("edges", "auto"))
+    edges, windowed = (DR(20, operators, r).update(loss_fn, start).params for r in ("edges", "auto"))
     assert relative_error(windowed, edges, start) < 1e-3
 
 
-def test_short_windows_hold_edges_which_are_fewer_than_a_history():
-    """A 3x3 window on one channel sums 9 products, on 16 channels 144."""
-    model = CNN(1, 32, 5)
-    x, y = jnp.ones((2, 8, 8, 1)), jnp.zeros(2, int)
-    solved = _problem(lambda p: nn.cross_entropy(model.apply(p, x), y), model.init(jax.random.key(0)), DR())
-    kinds = [type(h) for n, h in solved.holders.items() if solved.graph.nodes[n].name == "conv_general_dilated"]
-    assert kinds == [Edges, History]
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("channels", [1, 3])
+def test_convolutions_are_held_by_history_and_stay_within_its_bound(channels):
+    """However few products a window sums; the output layer, of which an element has 5 copies, holds edges."""
+    model = CNN(channels, 16, 5)
+    x, y = images((8, 8, channels), 5)
+    start = initial(model, x.dtype)
+
+    def loss_fn(p):
+        return nn.cross_entropy(model.apply(p, x), y)
+
+    solved = _problem(loss_fn, start, DR())
+    kinds = [(solved.graph.nodes[n].name, type(h)) for n, h in solved.holders.items() if h.bilinear]
+    assert kinds == [("conv_general_dilated", History)] * 2 + [("dot_general", Edges)]
+    edges, windowed = (DR(20, representation=r).update(loss_fn, start).params for r in ("edges", "auto"))
+    assert relative_error(windowed, edges, start) < 1e-3
 
 
 @pytest.mark.usefixtures("x64")
@@ -109,9 +129,9 @@ def test_what_falls_out_of_the_window_goes_to_the_next_oldest_slot():
     moved, settled = problem.combine((1, before), (1, y), (-1, x))[number], z[number]
     ((new, _),) = moved.new.items()
     np.testing.assert_allclose(settled.slots[1], [before[number].slots[1][1], new.operands[1]], rtol=1e-12)
-    oldest, *others = history.coefficients(moved)
-    np.testing.assert_allclose(settled.coefficients, [oldest + others[0], others[1]], rtol=1e-12)
-    assert float(jnp.abs(oldest).max()) > 1e-6
+    for kept, (oldest, *others) in zip(settled.coefficients, history.coefficients(moved), strict=True):
+        np.testing.assert_allclose(kept, [oldest + others[0], others[1]], rtol=1e-12)
+        assert float(jnp.abs(oldest).max()) > 1e-6
 
 
 def test_folding_never_makes_an_impossible_state():
@@ -125,6 +145,12 @@ def test_folding_never_makes_an_impossible_state():
         )
         losses.append(float(loss))
     assert losses[-1] < 0.1 * losses[0]
+
+
+@pytest.mark.usefixtures("x64")
+def test_near_a_loss_histories_keep_one_slot_more():
+    holders = _problem(*network((40, 64, 64, 64, 40), batch=64), DR(window=3)).holders
+    assert [h.window for h in holders.values() if isinstance(h, History)] == [3, 3, 3, 4]
 
 
 @pytest.mark.usefixtures("x64")

@@ -257,32 +257,30 @@ def test_definition(prim, scale, weight):
             np.testing.assert_allclose(a, b, atol=1e-6 * scale)
 
 
-def _root(plus, minus, target, weight):
-    """The exact root by the squared norms of the sum and the difference."""
-    norm = jnp.asarray(plus + minus) / 2
-    return projections.dot_root(jnp.asarray(plus - minus) / 4, [norm], jnp.asarray(target), weight, pjax.EXACT)
-
-
 @pytest.mark.parametrize("scale", [0.1, 1, 20, 1e4])
 @pytest.mark.parametrize("weight", [1, 7.5])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-11)])
 def test_dot_root_is_the_bracketed_root(scale, weight, dtype, tolerance):
-    """Also of vectors that are nearly equal up to sign, which have roots near a pole; of equal ones it stops there."""
+    """Also of vectors that are nearly equal up to sign, which have roots near a pole."""
     rng = np.random.default_rng(1)
     x, w = rng.normal(size=(2, 400, 5))
-    if dtype == "float64":  # rounding moves such a root
+    if dtype == "float64":  # the rounding of p and q moves such a root
         w[:100] = np.where(np.arange(100) % 2, 1, -1)[:, None] * x[:100] + 1e-3 * w[:100]
-    z = (scale * rng.normal(size=400)).astype(dtype)
-    plus, minus = (np.sum((x + sign * w) ** 2, -1).astype(dtype) for sign in (1, -1))
-    roots = _root(plus, minus, z, weight)
-    for a, b, z_, root in zip(*(a.astype(float) for a in (plus, minus, z, roots)), strict=True):
-        f = lambda t: (a * (1 + t) ** 2 - b * (1 - t) ** 2) / 4 + (t / weight - z_) * (1 - t * t) ** 2  # noqa: B023, E731
+    z, p, q = (a.astype(dtype) for a in (scale * rng.normal(size=400), (x * w).sum(-1), (x * x + w * w).sum(-1)))
+    roots = projections.dot_root(jnp.asarray(p), [jnp.asarray(q)], jnp.asarray(z), weight, pjax.EXACT)
+    for p_, q_, z_, root in zip(*(a.astype(float) for a in (p, q, z, roots)), strict=True):
+        f = lambda t: (1 + t * t) * p_ + t * q_ + (t / weight - z_) * (1 - t * t) ** 2  # noqa: B023, E731
         assert abs(root - scipy.optimize.brentq(f, -1, 1, xtol=1e-15)) < tolerance
     assert roots.dtype == dtype
-    zero = np.zeros(3)
-    stopped = _root(np.ones(3), zero, np.array([-9, 0.5, 9]), weight)
-    assert -1 < stopped[0] < -0.999 and abs(stopped[1]) < 0.99 and 0.5 < stopped[2] < 1
-    np.testing.assert_allclose(_root(zero, zero, np.array([-9, 0.1, 9]), 1), [-1, 0.1, 1])
+
+
+def test_dot_root_of_equal_vectors_stops_inside_the_bracket():
+    x, target = jnp.array([1.0, 1, 0, 0, 0]), jnp.array([-9, 9, -9, 0.1, 9])
+    roots = projections.dot_root(x * x, [2 * x * x], target, 1, pjax.EXACT)
+    assert float(jnp.abs(roots).max()) < 1
+    np.testing.assert_allclose(roots[jnp.array([0, 2, 3, 4])], [-1, -1, 0.1, 1], atol=1e-6)
+    root = float(roots[1])
+    np.testing.assert_allclose(1 / (1 - root) ** 2 + root, 9, rtol=1e-6)
 
 
 def test_published_dot_root_is_ten_newton_steps_from_zero_and_can_leave_the_interval():

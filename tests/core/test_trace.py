@@ -196,7 +196,7 @@ def test_every_copy_averages_by_its_dense_matrix(prim):
         (lambda w: nn.cross_entropy(X @ w, jnp.maximum(X @ w, 0)), W, "labels of cross_entropy"),
         (lambda w: nn.cross_entropy(X[:0] @ w, Y[:0]), W, "no sample"),
         (
-            lambda w: nn.cross_entropy(X @ w / jnp.array([1, 0]), Y),
+            lambda w: nn.cross_entropy(X @ w / jnp.array([[1, 0]]), Y),
             W,
             "div at .* divides by a constant that holds a zero",
         ),
@@ -215,8 +215,9 @@ def test_labels_out_of_range(labels):
 
 
 def test_labels_are_a_distribution():
+    labels = jnp.array([[0.5, 0.5], [1, 1]])
     with pytest.raises(ValueError, match=r"labels \[1. 1.\] at \[1\] are no distribution"):
-        pjax.trace(lambda w: nn.cross_entropy(X[:2] @ w, jnp.array([[0.5, 0.5], [1, 1]])), W)
+        pjax.trace(lambda w: nn.cross_entropy(X[:2] @ w, labels), W)
 
 
 @pytest.mark.usefixtures("x64")
