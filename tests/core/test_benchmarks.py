@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import memory, step
+from benchmarks import compile as compilation
+from benchmarks import depth, memory, step
 from benchmarks.measure import peak_mb
 from benchmarks.networks import NETWORKS, cnn, mlp, rnn
 
@@ -72,6 +73,27 @@ def test_step(network, tmp_path, capsys, monkeypatch):
     assert [row.split("  ")[0] for row in rows] == list(results)
     assert {name.split(", ")[-1] for name in results} >= {"SGD", "products", "AP exact", "DR published", "edges"}
     assert all(found["step_ms"] > 0 for found in results.values())
+
+
+def test_compile(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(NETWORKS, "tiny", mlp("tiny", 5, [4]))
+    compilation.main(["--network", "tiny", "--batch", "2", "--json", str(tmp_path / "compile.json")])
+    results = json.loads((tmp_path / "compile.json").read_text())["results"]["tiny"]
+    assert list(results) == ["SGD", "AP", "DR"]
+    assert all(found["trace"] > 0 and found["compile"] > 0 for found in results.values())
+    assert capsys.readouterr().out.splitlines()[-1].startswith("tiny ")
+
+
+def test_depth(tmp_path, capsys):
+    depth.main(["--layers", "1", "3", "--json", str(tmp_path / "depth.json")])
+    results = json.loads((tmp_path / "depth.json").read_text())["results"]
+    table = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert table[0] == ["layers", "SGD", "CP", "AP"]
+    assert [row[0] for row in table[1:]] == ["1", "3", "slope"]
+    for column, (name, times) in enumerate(results.items(), 1):
+        assert table[0][column] == name
+        one, three = (1e3 * times[layers]["step_ms"] for layers in ("1", "3"))
+        assert [float(row[column]) for row in table[1:]] == pytest.approx([one, three, (three - one) / 2], abs=0.051)
 
 
 def test_products_are_those_of_a_step():
