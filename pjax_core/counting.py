@@ -39,10 +39,11 @@ def count_edges(graph: Graph, indices: Sequence[Array]) -> tuple[Masks, Counts]:
     counts: Counts = {}
     for n, operands in known.items():
         # Behind an index array edges are counted when the graph runs; the others now.
-        later = [o.indexed & count.keys() for o, count in zip(graph.nodes[n].operands, operands, strict=True)]
         counts[n] = tuple(
-            {**count, **_count(graph, n, i, masks.get(n), indices, later[i])} if later[i] else count
-            for i, count in enumerate(operands)
+            {**count, **_count(graph, n, i, masks.get(n), indices, later)}
+            if (later := [p for p in operand.indexed if graph.nodes[p].kind != "constant"])
+            else count
+            for i, (operand, count) in enumerate(zip(graph.nodes[n].operands, operands, strict=True))
         )
     return masks, counts
 
@@ -70,11 +71,12 @@ def _count(
     return {p: count for p, count in zip(operand.producers, sums, strict=True) if p in producers}
 
 
-def _counts(graph: Graph, masks: dict[int, Array], indices: Sequence[Array]) -> Counts:
+def _counts(graph: Graph, masks: dict[int, Array], indices: Sequence[Array], *, indexed: bool = True) -> Counts:
     return {
         n: tuple(
-            _count(graph, n, i, masks.get(n), indices, [p for p in o.producers if graph.nodes[p].kind != "constant"])
+            _count(graph, n, i, masks.get(n), indices, [p for p in o.producers if p not in skipped])
             for i, o in enumerate(graph.nodes[n].operands)
+            for skipped in [{*graph.numbers("constant"), *(() if indexed else o.indexed)}]
         )
         for n in graph.numbers("constraint", "loss")
     }
@@ -112,7 +114,7 @@ def _known(graph: Graph, indices: tuple[jax.ShapeDtypeStruct, ...]) -> tuple[Mas
             masks = jax.lax.while_loop(lambda carry: carry[1], lambda carry: prune(carry, zeros), start)[0]
         else:
             masks = _prune(graph, masks, zeros)
-        return masks, _counts(graph, masks, zeros)
+        return masks, _counts(graph, masks, zeros, indexed=False)
 
     def repeats(zeros: Sequence[Array]) -> Any:
         return jax.tree.map(lambda c: [jnp.all(c == _first(c, [i])) for i in range(c.ndim)], count(zeros))
