@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -82,7 +83,8 @@ class History(Holder):
         operands = self.spread({})
         own = self._inner(operands, operands, self.dots.product(*operands))
         slots = tuple(jnp.stack([a] * self.window) if self._moves(i) else None for i, a in enumerate(operands))
-        one = jnp.zeros((self.window, *self.node.shape), self.node.dtype).at[-1].set(1)
+        newest = (np.arange(self.window) == self.window - 1).reshape(-1, *(1,) * len(self.node.shape))
+        one = jnp.broadcast_to(jnp.asarray(newest, self.node.dtype), (self.window, *self.node.shape))
         gram = jax.tree.map(lambda a: jnp.broadcast_to(a, (self.window, self.window, *a.shape)), own)
         return HistoryState(slots, (one, one), gram)
 
