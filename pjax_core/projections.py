@@ -209,7 +209,7 @@ def dot_root(product: Array, norms: Sequence[Array], target: Array, weight: Arra
             of unguarded Newton steps from 0 (approximate; it can leave (-1, 1) for large targets).
     """
 
-    def both() -> tuple[Array, Array]:
+    def both(product: Array) -> tuple[Array, Array]:
         """Squared norms of the sum and of the difference of the vectors."""
         norm = sum(norms, jnp.zeros((), product.dtype))
         return norm + 2 * product, norm - 2 * product
@@ -217,8 +217,8 @@ def dot_root(product: Array, norms: Sequence[Array], target: Array, weight: Arra
     def newton(root: Array, plus: Array, minus: Array) -> Array:
         """One Newton step on ``plus / (4 (1 - l)^2) - minus / (4 (1 + l)^2) + l / weight - target``.
 
-        Residual and slope are scaled by ``(1 - l^2)^3``. The factor 1 / slope is no division because the CPU's
-        compiler ends a pass at a quotient that is read twice.
+        Residual and slope are scaled by ``(1 - l^2)^3``. It multiplies by 1 / slope because the CPU's compiler ends a
+        pass at a quotient that is read twice.
         """
         a, b = 1 - root, 1 + root
         square, slack = a * a, a * b
@@ -232,7 +232,7 @@ def dot_root(product: Array, norms: Sequence[Array], target: Array, weight: Arra
     tolerance = float(jnp.finfo(product.dtype).eps) ** (2 / 3)
 
     def steps(count: int) -> tuple[Array, Array]:
-        plus, minus = both()
+        plus, minus = both(product)
         root = (target - (plus - minus) / 4) * (1 / ((plus + minus) / 2 + 1 / weight))
         step = root
         for _ in range(count - 1):
@@ -245,9 +245,11 @@ def dot_root(product: Array, norms: Sequence[Array], target: Array, weight: Arra
         inside = 1 - float(jnp.finfo(product.dtype).epsneg)
 
         def step(root: Array) -> Array:
-            return newton(root, *(jnp.maximum(norm, 0) for norm in both()))
+            # It never is NaN, which the compiler does not know: it would make both norms before the loop and keep them.
+            here = jnp.where(root == root, product, 0)
+            return newton(root, *(jnp.maximum(norm, 0) for norm in both(here)))
 
-        plus, minus = (jnp.maximum(norm, 0) for norm in both())
+        plus, minus = (jnp.maximum(norm, 0) for norm in both(product))
         ratio = jnp.sqrt(jnp.sqrt(minus / plus))  # ((1 + l) / (1 - l))^4 is minus / plus there
         inflection = jnp.clip(jnp.nan_to_num(1 - 2 / (1 + ratio)), -inside, inside)
 

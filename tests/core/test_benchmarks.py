@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import compile as compilation
 from benchmarks import depth, memory, step
+from benchmarks.__main__ import main as benchmarks_main
 from benchmarks.measure import peak_mb
 from benchmarks.networks import NETWORKS, cnn, mlp, rnn
 
@@ -108,3 +109,37 @@ def test_products_are_those_of_a_step():
 def test_peak_memory_counts_arguments_and_results():
     x = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)
     assert peak_mb(jax.jit(lambda a, b: a + b).lower(x, x).compile()) == pytest.approx(12, rel=0.01)
+
+
+def _document(path, benchmark="step", **results):
+    path.write_text(json.dumps({"benchmark": benchmark, "environment": {"jax": path.stem}, "results": results}))
+    return str(path)
+
+
+def test_compare(tmp_path, capsys):
+    old = _document(tmp_path / "old.json", net={"SGD": {"step_ms": 2.0, "peak_mb": 1}, "AP": {"step_ms": 4.0}})
+    new = _document(
+        tmp_path / "new.json", net={"SGD": {"step_ms": 2.0, "peak_mb": 1}, "AP": {"step_ms": 3.0}, "DR": {"a": 1}}
+    )
+    benchmarks_main(["compare", old, new, "--match", "step_ms"])
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["note:", "jax", "differs:", "old", "and", "new"],
+        ["net", "/", "SGD", "/", "step_ms", "2", "2", "1.00x"],
+        ["net", "/", "AP", "/", "step_ms", "4", "3", "0.75x"],
+        ["2", "rows;", "1", "numbers", "are", "in", "one", "file", "only"],
+    ]
+    other = _document(tmp_path / "other.json", "depth", net={})
+    (tmp_path / "broken.json").write_text("{}")
+    for wrong, message in (
+        (other, "is of benchmark"),
+        ("none.json", "cannot read"),
+        (str(tmp_path / "broken.json"), "json of a"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            benchmarks_main(["compare", old, wrong])
+
+
+def test_the_benchmarks_are_listed(capsys):
+    with pytest.raises(SystemExit, match="'speed' is no benchmark; choose step, memory, depth, compile, compare"):
+        benchmarks_main(["speed"])
+    assert "step     Time and memory of one step" in capsys.readouterr().out
