@@ -283,7 +283,7 @@ def cross_entropy(logits: Array, y: ArrayLike) -> Array:
     labels = _one_hot(logits, y)
     if not isinstance(y, Tracer) and np.ndim(y) == logits.ndim:
         known = np.asarray(y, float)
-        wrong = (known.min(-1, initial=0) < 0) | (abs(known.sum(-1) - 1) > 1e-3)
+        wrong = ~((known.min(-1, initial=0) >= 0) & (abs(known.sum(-1) - 1) <= 1e-3))  # NaN is wrong, too
         if np.any(wrong):
             raise ValueError(
                 f"labels {known[wrong][0]} at {np.argwhere(wrong)[0].tolist()} are no distribution: pass one-hot "

@@ -5,6 +5,27 @@ selectable and are recorded with a run; nothing else in the engine depends on th
 """
 
 import dataclasses
+import math
+import numbers
+from typing import Any
+
+
+def require_count(name: str, value: Any) -> None:
+    """Refuse what is no positive whole number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"{name}={value!r}: a positive whole number")
+
+
+def require_number(name: str, value: Any) -> None:
+    """Refuse what is no number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError(f"{name}={value!r}: a number")
+
+
+def require_bool(name: str, value: Any) -> None:
+    """Refuse what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r}: True or False")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +58,14 @@ class Operators:
         """Refuse values that no projection can honour."""
         if self.consensus not in ("edges", "consumers"):
             raise ValueError(f"consensus={self.consensus!r}: choose 'edges' or 'consumers'")
-        if not self.prox_lambda > 0:
-            raise ValueError(f"prox_lambda={self.prox_lambda}: it must be positive")
+        require_number("prox_lambda", self.prox_lambda)
+        if not 0 < self.prox_lambda < math.inf:
+            raise ValueError(f"prox_lambda={self.prox_lambda}: it must be positive and finite")
         for name in ("dot_newton_steps", "prox_sweeps"):
-            steps = getattr(self, name)
-            if steps is not None and steps < 1:
-                raise ValueError(f"{name}={steps}: a positive number, or None to run to tolerance")
+            if getattr(self, name) is not None:
+                require_count(name, getattr(self, name))
+        for name in ("exact_sum_relu", "weighted"):
+            require_bool(name, getattr(self, name))
 
 
 EXACT = Operators()

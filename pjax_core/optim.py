@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from pjax_core import rules
@@ -18,7 +17,7 @@ from pjax_core.copies import Consensus, Edges
 from pjax_core.diagnostics import Diagnostics, diagnose
 from pjax_core.graph import Graph
 from pjax_core.history import History
-from pjax_core.operators import EXACT, Operators
+from pjax_core.operators import EXACT, Operators, require_bool, require_count, require_number
 from pjax_core.problem import AnyHolder, Problem, State
 from pjax_core.stacking import stack
 from pjax_core.trace import Params, Program, trace_with_arrays
@@ -63,12 +62,8 @@ class ProjectionMethod(abc.ABC):
 
     def __post_init__(self) -> None:
         """Refuse what no update can honour."""
-        for name in ("steps_per_update", "window"):
-            count = getattr(self, name, 1)
-            if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
-                raise ValueError(f"{name}={count!r}: a positive whole number")
-        if not isinstance(self.stacking, bool):
-            raise TypeError(f"stacking={self.stacking!r}: True or False")
+        require_count("steps_per_update", self.steps_per_update)
+        require_bool("stacking", self.stacking)
         if not isinstance(self.operators, Operators):
             raise TypeError(f"operators={self.operators!r}: pass pjax.EXACT, pjax.PUBLISHED or Operators")
         if self.representation not in ("auto", *self._supported):
@@ -179,6 +174,11 @@ class _Reflecting(ProjectionMethod):
 
     _supported: ClassVar[tuple[str, ...]] = ("history", "edges")
 
+    def __post_init__(self) -> None:
+        """Refuse what no update can honour."""
+        super().__post_init__()
+        require_count("window", self.window)
+
     def gap(self, problem: Problem, z: State) -> Array:
         """``|P_A z - P_B z|``."""
         a, b = (problem.project(side, z) for side in problem.graph.sides)
@@ -191,7 +191,10 @@ class _Reflecting(ProjectionMethod):
         if self.representation == "edges" or node.primitive not in rules.bilinear_rules or not together:
             return Edges
         wide = self.representation == "history" or Dots(node).fan_out >= 32
-        near_loss = any(number in layer for layer in graph.layers[:3])
+        near = {number}
+        for _ in range(2):
+            near |= {reader for n in near for reader, _ in graph.consumers[n]}
+        near_loss = any(graph.nodes[n].kind == "loss" for n in near)
         return functools.partial(History, window=self.window + near_loss) if wide else Edges
 
 
@@ -210,8 +213,9 @@ class DouglasRachford(_Reflecting):
     def __post_init__(self) -> None:
         """Refuse what no update can honour."""
         super().__post_init__()
-        if not isinstance(self.relaxation, float | int) or not 0 < self.relaxation <= 1:
-            raise ValueError(f"relaxation={self.relaxation!r}: it lies in (0, 1]; 0.5 as published")
+        require_number("relaxation", self.relaxation)
+        if not 0 < self.relaxation <= 1:
+            raise ValueError(f"relaxation={self.relaxation}: it lies in (0, 1]; 0.5 as published")
 
     def step(self, problem: Problem, z: State) -> State:
         """Reflect, project, average; the shadow is read out of the governing iterate."""
@@ -265,8 +269,9 @@ class DifferenceMap(_Reflecting):
     def __post_init__(self) -> None:
         """Refuse what no update can honour."""
         super().__post_init__()
-        if not isinstance(self.beta, float | int) or not math.isfinite(self.beta) or self.beta == 0:
-            raise ValueError(f"beta={self.beta!r}: a number but 0, which never moves; its size is usually near 1")
+        require_number("beta", self.beta)
+        if not math.isfinite(self.beta) or self.beta == 0:
+            raise ValueError(f"beta={self.beta}: a number but 0, which never moves; its size is usually near 1")
 
     def step(self, problem: Problem, z: State) -> State:
         """Project four times, twice where beta is 1 or -1."""

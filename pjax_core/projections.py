@@ -245,7 +245,8 @@ def dot_root(product: Array, norms: Sequence[Array], target: Array, weight: Arra
         inside = 1 - float(jnp.finfo(product.dtype).epsneg)
 
         def step(root: Array) -> Array:
-            # It never is NaN, which the compiler does not know: it would make both norms before the loop and keep them.
+            # Where the root is NaN so is the result. Else the compiler would make both norms before the loop and hold
+            # them through it.
             here = jnp.where(root == root, product, 0)
             return newton(root, *(jnp.maximum(norm, 0) for norm in both(here)))
 
@@ -261,15 +262,18 @@ def dot_root(product: Array, norms: Sequence[Array], target: Array, weight: Arra
         # What tells whether to go on reads the iterate anew: beside it, it would be made of all that the iterate is.
         def unfinished(carry: tuple[Array, Array]) -> Array:
             root, count = carry
-            return jnp.any(jnp.abs(step(root)) > tolerance * (1 - root * root)) & (count < 100)
+            moved = jnp.abs(refine(root) - root)  # near a pole by no less than rounding
+            return jnp.any(moved > tolerance * (1 - root * root) + (1 - inside)) & (count < 100)
 
         start = jnp.where(jnp.isnan(found), inflection, found), jnp.zeros((), jnp.int32)
         root, _ = jax.lax.while_loop(unfinished, lambda carry: (refine(carry[0]), carry[1] + 1), start)
         return refine(root)
 
+    fixed = operators.dot_newton_steps
+    if fixed is not None and fixed < 3:
+        return steps(fixed)[0]
     root, step = steps(3)
     found = jnp.where(jnp.abs(step) <= tolerance * (1 - root * root), root, jnp.nan)
-    fixed = operators.dot_newton_steps
     others = guarded if fixed is None else lambda: steps(fixed)[0]
     return jax.lax.cond(jnp.all(found == found), lambda: found, others)
 
@@ -315,6 +319,9 @@ def prox_cross_entropy(x: Array, labels: Array, operators: Operators) -> Array:
     # With w = lam softmax(u), so that u = pulled - w: log w + w = pulled + log lam - L, and L is such that sum w = lam.
     # Newton in log w and L; no entry of w is above lam. The start is half of a sweep.
     eps, top = float(jnp.finfo(x.dtype).eps), math.log(lam)
+    original = x + lam * labels
+    # Logits far below the largest have w = 0, whatever they are: as they are, they would drown the others in rounding.
+    x = jnp.maximum(x - jnp.max(x, -1, keepdims=True, initial=-jnp.inf), -1000 - 2 * lam)
     pulled = x + lam * labels
     # A residual below eps^(1/2) leaves a quadratic error below eps; none gets below the rounding of its terms.
     tolerance = eps**0.5 + 4 * eps * (lam + jnp.max(jnp.abs(x), -1, keepdims=True, initial=0))
@@ -329,7 +336,7 @@ def prox_cross_entropy(x: Array, labels: Array, operators: Operators) -> Array:
 
     start = top + jax.nn.log_softmax((x + pulled - lam * jax.nn.softmax(x)) / 2)
     carry = start, jnp.array(True), jnp.zeros((), jnp.int32)
-    return pulled - jnp.exp(jax.lax.while_loop(lambda carry: carry[1] & (carry[2] < 100), refine, carry)[0])
+    return original - jnp.exp(jax.lax.while_loop(lambda carry: carry[1] & (carry[2] < 100), refine, carry)[0])
 
 
 def prox_squared_error(x: Array, targets: Array, operators: Operators) -> Array:

@@ -177,8 +177,8 @@ DEFECTS = (
     Defect(
         "an embedding's rows counted as one each",
         "counting.py",
-        "{**count, **_count(graph, n, i, masks.get(n), indices, later[i])}",
-        "{**count, **dict.fromkeys(later[i], 1)}",
+        "{**count, **_count(graph, n, i, masks.get(n), indices, later)}",
+        "{**count, **dict.fromkeys(later, 1)}",
         ("test_trace.py::test_copies_are_not_nodes_and_their_means_are_exact",),
     ),
     Defect(

@@ -152,6 +152,14 @@ def test_near_a_loss_histories_keep_one_slot_more():
     holders = _problem(*network((40, 64, 64, 64, 40), batch=64), DR(window=3)).holders
     assert [h.window for h in holders.values() if isinstance(h, History)] == [3, 3, 3, 4]
 
+    def loss_fn(w):  # the second loss is two constraints away, on the other side of the bipartition
+        hidden = jnp.ones((64, 40)) @ w["w"]
+        label = jnp.zeros(64, int)
+        return nn.cross_entropy(jax.nn.relu(hidden) @ w["v"], label), nn.margin_loss(0.5 * hidden, label)
+
+    holders = _problem(loss_fn, {"w": jnp.ones((40, 64)), "v": jnp.ones((64, 5))}, DR(window=3)).holders
+    assert [h.window for h in holders.values() if isinstance(h, History)] == [4]
+
 
 @pytest.mark.usefixtures("x64")
 def test_relaxed_history_equals_edges():
@@ -365,11 +373,16 @@ def test_float32_stays_near_float64():
         (lambda: AP(0), ValueError, "steps_per_update=0"),
         (lambda: AP(2.5), ValueError, r"steps_per_update=2\.5"),
         (lambda: AP(True), ValueError, "steps_per_update=True"),
-        (lambda: AP(stacking="no"), TypeError, "stacking='no'"),
+        (lambda: AP(stacking="no"), ValueError, "stacking='no'"),
         (lambda: DR(relaxation=0), ValueError, "relaxation=0"),
         (lambda: DR(relaxation="a"), ValueError, "relaxation='a'"),
         (lambda: DR(window=0), ValueError, "window=0"),
         (lambda: DR(window=1.5), ValueError, r"window=1\.5"),
+        (lambda: DR(relaxation=True), ValueError, "relaxation=True"),
+        (lambda: pjax.Operators(dot_newton_steps=2.5), ValueError, r"dot_newton_steps=2\.5"),
+        (lambda: pjax.Operators(prox_lambda="5"), ValueError, "prox_lambda='5'"),
+        (lambda: pjax.Operators(prox_lambda=float("inf")), ValueError, "prox_lambda=inf"),
+        (lambda: pjax.Operators(weighted="no"), ValueError, "weighted='no'"),
         (lambda: optim.DifferenceMap(beta=0), ValueError, "beta=0: a number but 0"),
         (lambda: optim.DifferenceMap(beta=float("nan")), ValueError, "beta=nan"),
         (lambda: DR(representation="consensus"), ValueError, "does not serve DouglasRachford"),
@@ -380,6 +393,10 @@ def test_float32_stays_near_float64():
 def test_impossible_methods_are_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert DR(np.int64(3), relaxation=np.float32(0.5), window=np.int32(2)).relaxation == 0.5
 
 
 class Subspaces:

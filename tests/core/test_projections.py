@@ -274,6 +274,42 @@ def test_dot_root_is_the_bracketed_root(scale, weight, dtype, tolerance):
     assert roots.dtype == dtype
 
 
+def test_a_fixed_number_of_newton_steps_does_not_depend_on_other_elements():
+    p, q, target = jnp.array([0.38726, 0.0]), jnp.array([0.93548, 1.0]), jnp.array([-0.14917, 50.0])
+    for steps in (1, 2):
+        operators = pjax.Operators(dot_newton_steps=steps)
+        both, alone = (projections.dot_root(p[:n], [q[:n]], target[:n], 1, operators) for n in (2, 1))
+        assert both[0] == alone[0]
+    np.testing.assert_allclose(alone, -0.31, atol=0.01)
+
+
+def test_roots_at_a_pole_end_the_iteration(monkeypatch):
+    """A target out of reach, whose Newton steps never get small, and a root nearer to the pole than rounding shows."""
+    rounds = []
+    loop = jax.lax.while_loop
+
+    def counted(unfinished, body, start):
+        rounds.append(loop(unfinished, body, start)[1])
+        return loop(unfinished, body, start)
+
+    monkeypatch.setattr(jax.lax, "while_loop", counted)
+    p, q, target = (jnp.array(a, jnp.float32) for a in ([2, 0, 0.1], [4, 0, 3], [-9, 5, 1e6]))
+    with jax.disable_jit():
+        roots = projections.dot_root(p, [q], target, 1, pjax.EXACT)
+    np.testing.assert_allclose(roots, [-1, 1, 1], atol=2e-3)
+    assert 0 < int(rounds[-1]) < 50
+
+
+def test_exact_prox_ignores_how_far_a_masked_class_is():
+    x = jnp.array([[0, 5, 1, -1]], jnp.float32)
+    labels = jnp.array([[0, 0.25, 0.75, 0]], jnp.float32)
+    expected = projections.prox_cross_entropy(x[:, :3], labels[:, :3], pjax.EXACT)
+    for low in (-1e4, -1e9, -3e38, -jnp.inf):
+        u = projections.prox_cross_entropy(x.at[0, 3].set(low), labels, pjax.EXACT)
+        np.testing.assert_allclose(u[:, :3], expected, atol=1e-6)
+        assert u[0, 3] == low
+
+
 def test_dot_root_of_equal_vectors_stops_inside_the_bracket():
     x, target = jnp.array([1.0, 1, 0, 0, 0]), jnp.array([-9, 9, -9, 0.1, 9])
     roots = projections.dot_root(x * x, [2 * x * x], target, 1, pjax.EXACT)

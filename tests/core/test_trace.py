@@ -215,9 +215,10 @@ def test_labels_out_of_range(labels):
 
 
 def test_labels_are_a_distribution():
-    labels = jnp.array([[0.5, 0.5], [1, 1]])
-    with pytest.raises(ValueError, match=r"labels \[1. 1.\] at \[1\] are no distribution"):
-        pjax.trace(lambda w: nn.cross_entropy(X[:2] @ w, labels), W)
+    for wrong, name in ((1.0, "1"), (jnp.nan, "nan")):
+        labels = jnp.array([[0.5, 0.5], [wrong, 1]])
+        with pytest.raises(ValueError, match=rf"labels \[ ?{name}\.? +1. ?\] at \[1\] are no distribution"):
+            pjax.trace(lambda w, y=labels: nn.cross_entropy(X[:2] @ w, y), W)
 
 
 @pytest.mark.usefixtures("x64")
