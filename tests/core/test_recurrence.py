@@ -222,7 +222,7 @@ def masked(scan, p, x, y, h):
     """Scaled states, as of a dropout that all steps share: every step adds three constraints, an odd number."""
 
     def step(h, x):
-        h = _next(p, h, x) * jnp.array([1.0, 0.5, 2.0, 1.0])
+        h = _next(p, h, x) * jnp.array([[1.0, 0.5, 2.0, 1.0]])
         return h, h @ p["o"]
 
     return nn.margin_loss(scan(step, h, x)[1], y)
