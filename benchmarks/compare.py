@@ -31,9 +31,10 @@ def load(path: Path) -> dict[str, Any]:
     """
     try:
         document = json.loads(path.read_text())
-        if not isinstance(document["results"], dict):
-            raise TypeError("results")
-        return {"benchmark": document["benchmark"], "environment": document["environment"], **document}
+        found = {key: document[key] for key in ("benchmark", "environment", "results")}
+        if not isinstance(found["results"], dict):
+            raise TypeError("results hold no numbers by name")
+        return found
     except OSError as error:
         raise SystemExit(f"error: cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -5,7 +5,7 @@ Scalar nodes whose output nobody reads are not in the paper's graph. Here they s
 """
 
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from jax import Array
 
 from pjax_core import rules
 from pjax_core.bilinear import Dots
-from pjax_core.graph import Graph, Node
+from pjax_core.graph import Graph, Node, Operand
 
 Masks = dict[int, Array | None]  # of constraints, by number: 1 where an output lives; None where all do
 Counts = dict[int, tuple[dict[int, Array | int], ...]]  # of a reader, by operand: edges from a producer's elements
@@ -34,16 +34,15 @@ def count_edges(graph: Graph, indices: Sequence[Array]) -> tuple[Masks, Counts]:
                 "cannot be counted; slice with constants, or index parameters instead"
             )
         masks = _prune(graph, _all_living(graph), indices)
-        return {**masks}, _counts(graph, masks, indices)
+        return {**masks}, _counts(graph, masks, indices, indexed=True)
     masks, known = _known(graph, tuple(jax.ShapeDtypeStruct(i.shape, i.dtype) for i in indices))
     counts: Counts = {}
     for n, operands in known.items():
-        # Behind an index array edges are counted when the graph runs; the others now.
+        # Behind an index array edges are counted when the graph runs; the others are known.
+        later = [_moving(graph, o.indexed) for o in graph.nodes[n].operands]
         counts[n] = tuple(
-            {**count, **_count(graph, n, i, masks.get(n), indices, later)}
-            if (later := [p for p in operand.indexed if graph.nodes[p].kind != "constant"])
-            else count
-            for i, (operand, count) in enumerate(zip(graph.nodes[n].operands, operands, strict=True))
+            {**count, **_count(graph, n, i, masks.get(n), indices, later[i])} if later[i] else count
+            for i, count in enumerate(operands)
         )
     return masks, counts
 
@@ -71,13 +70,18 @@ def _count(
     return {p: count for p, count in zip(operand.producers, sums, strict=True) if p in producers}
 
 
-def _counts(graph: Graph, masks: dict[int, Array], indices: Sequence[Array], *, indexed: bool = True) -> Counts:
+def _moving(graph: Graph, producers: Iterable[int]) -> list[int]:
+    return [p for p in producers if graph.nodes[p].kind != "constant"]
+
+
+def _counts(graph: Graph, masks: dict[int, Array], indices: Sequence[Array], *, indexed: bool) -> Counts:
+    """Count the edges to every operand, with or without those from producers that are indexed there."""
+
+    def counted(operand: Operand) -> list[int]:
+        return [p for p in _moving(graph, operand.producers) if indexed or p not in operand.indexed]
+
     return {
-        n: tuple(
-            _count(graph, n, i, masks.get(n), indices, [p for p in o.producers if p not in skipped])
-            for i, o in enumerate(graph.nodes[n].operands)
-            for skipped in [{*graph.numbers("constant"), *(() if indexed else o.indexed)}]
-        )
+        n: tuple(_count(graph, n, i, masks.get(n), indices, counted(o)) for i, o in enumerate(graph.nodes[n].operands))
         for n in graph.numbers("constraint", "loss")
     }
 

@@ -137,11 +137,11 @@ class _Stacks:
 
     def _operand(self, operands: Sequence[Operand]) -> Operand:
         """One operand of the stack of nodes that have these."""
-        first, count = operands[0], len(operands)
+        first = operands[0]
+        if len(operands) == 1:
+            return self._member(first)
         columns = list(zip(*(o.producers for o in operands), strict=True))
         numbers = list(dict.fromkeys(self._place[p][0] for column in columns for p in column))
-        if count == 1:
-            return self._member(first)
 
         def fun(*values: Array) -> Array:
             value_of = dict(zip(numbers, values, strict=True))
