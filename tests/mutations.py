@@ -130,7 +130,7 @@ DEFECTS = (
         "projections.py",
         "jnp.sum(w + share * gap, -1, keepdims=True) - lam",
         "jnp.sum(w - share * gap, -1, keepdims=True) - lam",
-        ("test_projections.py::test_exact_prox_solves_equation_49",),
+        ("test_roots.py::test_exact_prox_solves_equation_49",),
     ),
     Defect(
         "norms of a history's sum and difference exchanged",
@@ -144,7 +144,7 @@ DEFECTS = (
         "history.py",
         ".at[0].add(jnp.sum(a[:drop], 0))",
         ".at[-1].add(jnp.sum(a[:drop], 0))",
-        ("test_methods.py::test_what_falls_out_of_the_window_goes_to_the_next_oldest_slot",),
+        ("test_history.py::test_what_falls_out_of_the_window_goes_to_the_next_oldest_slot",),
     ),
     Defect(
         "consumers averaged without their numbers of copies",
@@ -177,8 +177,8 @@ DEFECTS = (
     Defect(
         "an embedding's rows counted as one each",
         "counting.py",
-        "{**count, **_count(graph, n, i, masks.get(n), indices, later)}",
-        "{**count, **dict.fromkeys(later, 1)}",
+        "{**count, **_count(graph, n, i, masks.get(n), indices, later[i])}",
+        "{**count, **dict.fromkeys(later[i], 1)}",
         ("test_trace.py::test_copies_are_not_nodes_and_their_means_are_exact",),
     ),
     Defect(

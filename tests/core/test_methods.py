@@ -11,19 +11,10 @@ import pytest
 
 import pjax_core as pjax
 from pjax_core import nn, optim
-from pjax_core.copies import Edges
-from pjax_core.history import History
-from pjax_core.problem import Problem
-from pjax_core.trace import trace_with_arrays
 from tests.core.networks import (
     ARCHITECTURES,
-    CNN,
     MLP,
-    FlaxMLP,
     blobs,
-    images,
-    initial,
-    network,
     problem,
     relative_error,
 )
@@ -80,98 +71,6 @@ class TestRepresentations:
             np.testing.assert_allclose(history[k], edges[k], rtol=RTOL, atol=1e-12)
 
 
-def _problem(loss_fn, start, method):
-    graph, program, captured, constants, indices = trace_with_arrays(loss_fn, start)
-    values = graph.values(program.values(captured, jax.tree.leaves(start)), constants, indices)
-    return Problem(graph, values, indices, method)
-
-
-@pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("operators", PRESETS.values(), ids=PRESETS)
-@pytest.mark.parametrize(("sizes", "skip"), [((40, 64, 5), False), ((40, 64, 64, 64, 64, 5), True)])
-def test_the_default_window_stays_within_its_bound(sizes, skip, operators):
-    """Where "auto" uses history, 20 steps err by less than 0.1 % of the way that the parameters moved."""
-    loss_fn, start = network(sizes, skip=skip, batch=64)
-    holders = _problem(loss_fn, start, DR(operators=operators)).holders
-    assert list(map(type, holders.values())).count(History) == len(sizes) - 2
-    edges, windowed = (DR(20, operators, r).update(loss_fn, start).params for r in ("edges", "auto"))
-    assert relative_error(windowed, edges, start) < 1e-3
-
-
-@pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("channels", [1, 3])
-def test_convolutions_are_held_by_history_and_stay_within_its_bound(channels):
-    """However few products a window sums; the output layer, of which an element has 5 copies, holds edges."""
-    model = CNN(channels, 16, 5)
-    x, y = images((8, 8, channels), 5)
-    start = initial(model, x.dtype)
-
-    def loss_fn(p):
-        return nn.cross_entropy(model.apply(p, x), y)
-
-    solved = _problem(loss_fn, start, DR())
-    kinds = [(solved.graph.nodes[n].name, type(h)) for n, h in solved.holders.items() if h.bilinear]
-    assert kinds == [("conv_general_dilated", History)] * 2 + [("dot_general", Edges)]
-    edges, windowed = (DR(20, representation=r).update(loss_fn, start).params for r in ("edges", "auto"))
-    assert relative_error(windowed, edges, start) < 1e-3
-
-
-@pytest.mark.usefixtures("x64")
-def test_what_falls_out_of_the_window_goes_to_the_next_oldest_slot():
-    problem = _problem(*network((12, 64, 5), batch=64), DR(window=2, representation="history"))
-    graph = problem.graph
-    (number, history), *_ = [(n, h) for n, h in problem.holders.items() if isinstance(h, History)]
-    before = z = problem.start()
-    for _ in range(3):
-        before, z = z, DR(window=2).step(problem, z)
-    x = problem.project(graph.sides[0], before)
-    y = problem.project(graph.sides[1], problem.combine((2, x), (-1, before)))
-    moved, settled = problem.combine((1, before), (1, y), (-1, x))[number], z[number]
-    ((new, _),) = moved.new.items()
-    np.testing.assert_allclose(settled.slots[1], [before[number].slots[1][1], new.operands[1]], rtol=1e-12)
-    for kept, (oldest, *others) in zip(settled.coefficients, history.coefficients(moved), strict=True):
-        np.testing.assert_allclose(kept, [oldest + others[0], others[1]], rtol=1e-12)
-        assert float(jnp.abs(oldest).max()) > 1e-6
-
-
-def test_folding_never_makes_an_impossible_state():
-    """Narrow layers have large roots, where a truncated past is far from edges; it must still train."""
-    x, y = blobs(64, 6, 5)
-    model = FlaxMLP()
-    params, losses = model.init(jax.random.key(0), x), []
-    for _ in range(10):
-        params, loss = DR(50, representation="history").update(
-            lambda p: nn.cross_entropy(jnp.asarray(model.apply(p, x)), y), params
-        )
-        losses.append(float(loss))
-    assert losses[-1] < 0.1 * losses[0]
-
-
-@pytest.mark.usefixtures("x64")
-def test_near_a_loss_histories_keep_one_slot_more():
-    holders = _problem(*network((40, 64, 64, 64, 40), batch=64), DR(window=3)).holders
-    assert [h.window for h in holders.values() if isinstance(h, History)] == [3, 3, 3, 4]
-
-    def loss_fn(w):  # the second loss is two constraints away, on the other side of the bipartition
-        hidden = jnp.ones((64, 40)) @ w["w"]
-        label = jnp.zeros(64, int)
-        return nn.cross_entropy(jax.nn.relu(hidden) @ w["v"], label), nn.margin_loss(0.5 * hidden, label)
-
-    holders = _problem(loss_fn, {"w": jnp.ones((40, 64)), "v": jnp.ones((64, 5))}, DR(window=3)).holders
-    assert [h.window for h in holders.values() if isinstance(h, History)] == [4]
-
-
-@pytest.mark.usefixtures("x64")
-def test_relaxed_history_equals_edges():
-    loss_fn, start = problem("1 layer")
-    for relaxation in (0.3, 1.0):
-        history, edges = (
-            DR(10, pjax.EXACT, r, relaxation=relaxation, window=11).update(loss_fn, start).params
-            for r in ("history", "edges")
-        )
-        assert relative_error(history, edges, start) < RTOL
-
-
 @pytest.mark.usefixtures("x64")
 def test_weighted_metric_is_the_same_in_all_representations():
     loss_fn, start = problem("4 layers, skip")
@@ -225,22 +124,6 @@ def test_an_operation_of_a_scan_is_one_consumer(operators, outside):
     a, b = (AP(10, operators).update(lambda p, r=run: loss_fn(p, r), start).params for run in (scanned, unrolled))
     same = operators.consensus == "edges" or not outside
     assert (relative_error(a, b, start) < 1e-9) == same
-
-
-@pytest.mark.usefixtures("x64")
-def test_dots_on_side_a_are_held_by_history_too():
-    """An output bias puts the last dot product on side A."""
-    x, y = blobs(32, 12, 5)
-    w = jax.random.normal(jax.random.key(0), (12, 5)) / 4
-
-    def loss_fn(p):
-        return nn.cross_entropy(x @ p["w"] + p["b"][None], y)
-
-    start = {"w": w, "b": jnp.zeros(5)}
-    graph = pjax.trace(loss_fn, start)
-    assert "dot_general" in {graph.nodes[i].name for i in graph.sides[0]}
-    history, edges = (DR(20, representation=r, window=21).update(loss_fn, start).params for r in ("history", "edges"))
-    assert relative_error(history, edges, start) < RTOL
 
 
 @pytest.mark.parametrize("method", [AP(5), CP(5), DR(5)])
