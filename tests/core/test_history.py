@@ -26,14 +26,16 @@ def _problem(loss_fn, start, method):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("operators", PRESETS.values(), ids=PRESETS)
+@pytest.mark.parametrize(("window", "bound"), [(1, 1e-3), (2, 1e-4)])
 @pytest.mark.parametrize(("sizes", "skip"), [((40, 64, 5), False), ((40, 64, 64, 64, 64, 5), True)])
-def test_the_default_window_stays_within_its_bound(sizes, skip, operators):
+def test_short_windows_stay_within_their_bound(sizes, skip, operators, window, bound):
     """Where "auto" uses history, 20 steps err by less than 0.1 % of the way that the parameters moved."""
     loss_fn, start = network(sizes, skip=skip, batch=64)
+    assert DR().window == 1
     holders = _problem(loss_fn, start, DR(operators=operators)).holders
     assert list(map(type, holders.values())).count(History) == len(sizes) - 2
-    edges, windowed = (DR(20, operators, r).update(loss_fn, start).params for r in ("edges", "auto"))
-    assert relative_error(windowed, edges, start) < 1e-3
+    edges, windowed = (DR(20, operators, r, window=window).update(loss_fn, start).params for r in ("edges", "auto"))
+    assert relative_error(windowed, edges, start) < bound
 
 
 @pytest.mark.usefixtures("x64")
