@@ -13,6 +13,7 @@ TABLE = 2
 DATASET = mnist
 PRESET = paper
 SEEDS = 5
+TOGETHER =
 MODEL =
 METHOD =
 ENGINE =
@@ -24,7 +25,7 @@ quoted = '$(subst ','\'',$(1))'
 # make's variables as `key=value` arguments, left out where they are empty.
 arg = $(if $($(1)),$(call quoted,$(2)=$($(1))))
 SELECTION = $(call arg,DATASET,dataset) $(call arg,PRESET,preset) $(call arg,SEEDS,seeds) \
-            $(call arg,MODEL,model) $(call arg,METHOD,method) $(call arg,ENGINE,engine)
+            $(call arg,TOGETHER,together) $(call arg,MODEL,model) $(call arg,METHOD,method) $(call arg,ENGINE,engine)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint data reproduce tables status clean setup lock
@@ -47,7 +48,7 @@ lint: $(STAMP) ## style, formatting and types
 data: $(STAMP) ## import a data set once, checksummed: DATASET=mnist RAW=<folder with the original files>
 	@$(BIN)/python -m experiments.data $(call arg,DATASET,dataset) $(call arg,RAW,raw)
 
-reproduce: $(STAMP) ## run what is missing of a table, then print it: TABLE=2 DATASET=mnist PRESET=paper SEEDS=5 [MODEL= METHOD= ENGINE=]
+reproduce: $(STAMP) ## run what is missing of a table, then print it: TABLE=2 DATASET=mnist PRESET=paper SEEDS=5 [TOGETHER=yes MODEL= METHOD= ENGINE=]
 	@$(BIN)/python -m experiments.reproduce $(call quoted,sweep=table$(TABLE)) $(SELECTION)
 
 tables: $(STAMP) ## print ours beside published, from the records that exist: tables that have some, or [TABLE= DATASET=]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
@@ -26,17 +27,18 @@ class CompareError(ValueError):
 
 @dataclass(frozen=True)
 class Stat:
-    """Mean and sample standard deviation (``ddof=1``) of ``n`` runs; one run has no deviation."""
+    """Mean and sample standard deviation (``ddof=1``) of ``n`` runs; one run has no deviation, no run no mean."""
 
-    mean: float
+    mean: float | None
     std: float | None
     n: int
 
 
 def stat(values: Sequence[float]) -> Stat:
-    """Returns the mean and the standard deviation with ``ddof=1`` of at least one value, in the values' unit."""
-    std = statistics.stdev(values) if len(values) > 1 else None
-    return Stat(mean=statistics.fmean(values), std=std, n=len(values))
+    """Returns the mean and the standard deviation with ``ddof=1``, in the values' unit; NaN is no value."""
+    known = [value for value in values if not math.isnan(value)]
+    std = statistics.stdev(known) if len(known) > 1 else None
+    return Stat(mean=statistics.fmean(known) if known else None, std=std, n=len(known))
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,7 @@ def _ours(group: pd.DataFrame, cell: PublishedCell) -> Ours:
     ordered = group.sort_values("seed")
     first = ordered.iloc[0]
     accuracy = of("test_accuracy", 100.0)
+    assert accuracy.mean is not None
     return Ours(
         engine=first["engine"] if isinstance(first["engine"], str) else None,
         device=first["device"],
@@ -228,4 +231,4 @@ def _with_ratios(ours: Ours, baselines: Sequence[Ours]) -> Ours:
 
 
 def _ratio(time: Stat, baseline: Stat) -> float | None:
-    return time.mean / baseline.mean if baseline.mean > 0 else None
+    return time.mean / baseline.mean if time.mean is not None and baseline.mean else None

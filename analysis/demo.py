@@ -163,6 +163,8 @@ def _heading(entries: Sequence[Entry]) -> str:
 
 
 def _text(value: Stat, spec: str) -> str:
+    if value.mean is None:
+        return "-"
     return f"{value.mean:{spec}}" + ("" if value.std is None else f" ± {value.std:{spec}}")
 
 

@@ -40,7 +40,7 @@ _FIELDS: tuple[_Field, ...] = (
     _Field("metrics.best_step", "best_step", "count"),
     _Field("metrics.steps_run", "steps_run", "count"),
     _Field("metrics.steps_to_99", "steps_to_99", "count"),
-    _Field("metrics.time_to_99_s", "time_to_99_s", "duration"),
+    _Field("metrics.time_to_99_s", "time_to_99_s", "duration or null"),
     _Field("metrics.stopped_by", "stopped_by", "text"),
     _Field("clocks.compile_s", "compile_s", "duration"),
     _Field("clocks.train_s", "train_s", "duration"),
@@ -70,7 +70,7 @@ def load_records(folder: Path) -> pd.DataFrame:
     Units are the record's: accuracies as fractions, ``*_s`` in seconds, ``*_ms_per_step`` in milliseconds. Runs without
     a record (not finished, failed) are not in the frame, and a folder that does not exist holds none. ``config`` is
     the scientific configuration as JSON. ``config_digest`` names it without its seed, and the data: runs with equal
-    digests differ by their seed only.
+    digests differ by their seed only. A run that shared its program with other seeds has no clocks: NaN.
 
     Raises LoadError, naming the file, for broken JSON, a missing key, a value of the wrong kind, or a schema version
     that is not ``SCHEMA_VERSION``; records of several versions are refused together.
@@ -148,6 +148,8 @@ def _row(path: Path, record: dict[str, Any]) -> dict[str, Any]:
 
 def _value(path: Path, record: dict[str, Any], field: _Field) -> Any:
     value: Any = record
+    if field.path.startswith("clocks.") and record.get("clocks", 0) is None:
+        return math.nan
     for key in field.path.split("."):
         if not isinstance(value, dict) or key not in value:
             raise LoadError(f"{path}: key '{field.path}' is missing")
@@ -172,6 +174,8 @@ def _is(kind: str, value: Any) -> bool:
             return number and 0 <= value <= 1
         case "duration":
             return number and value >= 0
+        case "duration or null":
+            return value is None or (number and value >= 0)
         case _:
             raise ValueError(f"unknown kind of field: {kind}")
 

@@ -286,9 +286,9 @@ def _seeds(ours: Ours | None) -> str:
 
 
 def _ours_metric(ours: Ours | None, name: str, digits: int) -> str:
-    if ours is None:
+    stat: Stat | None = getattr(ours, name) if ours else None
+    if stat is None or stat.mean is None:
         return MISSING
-    stat: Stat = getattr(ours, name)
     return f"{stat.mean:.{digits}f}" + ("" if stat.std is None else f" ± {stat.std:.{digits}f}")
 
 

@@ -1,10 +1,10 @@
 """Time and memory of one step: SGD, the matrix products alone, AP, CP, DR and the edges representation.
 
-    python -m benchmarks.step [--network NAME ...] [--batch 256] [--json FILE]
+    python -m benchmarks step [--network NAME ...] [--batch 256] [--steps 50] [--rounds 9] [--json FILE]
 
-Every function takes 50 steps on one batch that is on the device: SGD scans value_and_grad and its update,
+Every function takes 50 steps (--steps) on one batch that is on the device: SGD scans value_and_grad and its update,
 "products" scans the matrix products (convolutions) of AP's step and nothing else, the projection methods run one
-update (K = 50). AP on edges takes 3 (time per step does not depend on K) and is left out where its edges need more
+update. AP on edges takes 3 (time per step does not depend on K) and is left out where its edges need more
 than --edges-gb.
 """
 
@@ -21,17 +21,17 @@ from pjax_core import optim
 EDGE_STEPS = 3
 
 
-def cases(network: Network, *, edges: bool = True) -> dict[str, tuple[Program, int]]:
+def cases(network: Network, *, edges: bool = True, steps: int = STEPS) -> dict[str, tuple[Program, int]]:
     """Functions of (params, x, y) and their steps, by name; "SGD" first."""
 
     def projections(method: optim.ProjectionMethod) -> tuple[Program, int]:
         return network.projection_steps(method), method.steps_per_update
 
-    found = {"SGD": (network.gradient_steps(), STEPS), "products": (network.products(), STEPS)}
+    found = {"SGD": (network.gradient_steps(steps), steps), "products": (network.products(steps), steps)}
     for name, operators in (("published", pjax.PUBLISHED), ("exact", pjax.EXACT)):
-        found[f"AP {name}"] = projections(optim.AlternatingProjections(STEPS, operators))
-        found[f"CP {name}"] = projections(optim.CyclicProjections(STEPS, operators))
-        found[f"DR {name}"] = projections(optim.DouglasRachford(STEPS, operators))
+        found[f"AP {name}"] = projections(optim.AlternatingProjections(steps, operators))
+        found[f"CP {name}"] = projections(optim.CyclicProjections(steps, operators))
+        found[f"DR {name}"] = projections(optim.DouglasRachford(steps, operators))
         if edges:
             found[f"AP {name}, edges"] = projections(optim.AlternatingProjections(EDGE_STEPS, operators, "edges"))
     return found
@@ -59,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the numbers with device and versions to this file")
     parser.add_argument("--batch", type=int, default=256, help="samples per batch (default 256)")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of a program (default 50, as in the paper)")
+    parser.add_argument("--rounds", type=int, default=9, help="timed calls of each (default 9)")
     parser.add_argument("--edges-gb", type=float, default=0.5, help="most memory of the edges' copies (default 0.5)")
     parser.add_argument(
         "--network",
@@ -76,7 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         params, x, y = network.arguments(options.batch)
         print(f"{name}, batch {options.batch}, {device['device']} ({device['platform']}, {device['cores']} cores)")
         graph = pjax.trace(network.losses(x, y), params)
-        results = measure(cases(network, edges=4 * graph.edges < 1e9 * options.edges_gb), (params, x, y))
+        edges = 4 * graph.edges < 1e9 * options.edges_gb
+        programs = cases(network, edges=edges, steps=options.steps)
+        results = measure(programs, (params, x, y), options.rounds)
         print(table(results), flush=True)
         found[name] = {case: dataclasses.asdict(m) for case, m in results.items()}
     if options.json:

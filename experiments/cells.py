@@ -12,18 +12,20 @@ from dataclasses import dataclass
 
 from experiments.config import RunConfig, UsageError, choices, compose_run, sweep_params
 
-HELP = """key=value: sweep (%s), seeds (how many, default 5), dataset, model and method to narrow the sweep (several
+HELP = """key=value: sweep (%s), seeds (how many, default 5), together (yes: all seeds of a cell but the first, whose
+clocks count, as one program; default no), dataset, model and method to narrow the sweep (several
 separated by commas), and anything that experiments.run accepts, such as preset=paper, engine=exact,
 protocol.max_steps=20000 or retry_failed=true"""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A run, the sweep that asks for it and the arguments it was composed from."""
+    """A run, the sweep that asks for it and the arguments it was composed from; may it be one program with others?"""
 
     sweep: str
     config: RunConfig
     overrides: tuple[str, ...]
+    together: bool = False
 
 
 def parse(prog: str, description: str) -> list[Planned]:
@@ -55,6 +57,9 @@ def plan(arguments: Sequence[str]) -> list[Planned]:
     seeds = given.pop("seeds", "5")
     if not seeds.isdecimal() or int(seeds) < 1:
         raise UsageError(f"seeds={seeds} is not a positive number")
+    together = given.pop("together", "no")
+    if together not in ("yes", "no"):
+        raise UsageError(f"together={together}: yes or no")
     axes = sweep_params(sweep)
     for axis, known in axes.items():
         if axis in given:
@@ -69,7 +74,8 @@ def plan(arguments: Sequence[str]) -> list[Planned]:
         # Composing takes a tenth of a second, so a cell is composed once and not once per seed.
         config = compose_run([*cell, *common])
         for seed in range(int(seeds)):
-            planned.append(Planned(sweep, dataclasses.replace(config, seed=seed), (*cell, f"seed={seed}", *common)))
+            overrides = (*cell, f"seed={seed}", *common)
+            planned.append(Planned(sweep, dataclasses.replace(config, seed=seed), overrides, together == "yes"))
     return planned
 
 

@@ -1,7 +1,8 @@
 """The compiled parts of a run: everything between two evaluations as one dispatch, and the evaluation.
 
 The state of a run is (parameters, method state, number of updates, order of the current epoch); together with the key
-of the axis "order" it determines everything that follows. Data are arguments of the executables, not constants in them.
+of the axis "order" it determines everything that follows. Data are arguments of the executables, not constants in them:
+all samples and the rows of a split, so that runs with other splits share the samples.
 """
 
 from __future__ import annotations
@@ -87,8 +88,8 @@ def make_update(apply: Apply, method: Method) -> Callable[[Any, Any, jax.Array, 
 
 def make_chunk(
     apply: Apply, method: Method, *, batch_size: int, updates: int
-) -> Callable[[TrainState, jax.Array, jax.Array, jax.Array], tuple[TrainState, Report]]:
-    """All updates from one evaluation to the next, as one function of (state, x, y, key) to compile.
+) -> Callable[[TrainState, jax.Array, jax.Array, jax.Array, jax.Array], tuple[TrainState, Report]]:
+    """All updates from one evaluation to the next, as one function of (state, x, y, rows, key) to compile.
 
     Args:
         apply: parameters and inputs (batch, d) to logits (batch, classes).
@@ -98,11 +99,14 @@ def make_chunk(
     """
     update = make_update(apply, method)
 
-    def chunk(state: TrainState, x: jax.Array, y: jax.Array, key: jax.Array) -> tuple[TrainState, Report]:
+    def chunk(
+        state: TrainState, x: jax.Array, y: jax.Array, rows: jax.Array, key: jax.Array
+    ) -> tuple[TrainState, Report]:
         def body(i: jax.Array, carry: tuple[TrainState, jax.Array, jax.Array]) -> Any:
             state, total, first_bad = carry
             indices, order = next_batch(state, key, batch_size)
-            params, method_state, loss = update(state.params, state.method, x[indices], y[indices])
+            batch = rows[indices]
+            params, method_state, loss = update(state.params, state.method, x[batch], y[batch])
             bad = ~jnp.isfinite(loss) & (first_bad < 0)
             first_bad = jnp.where(bad, state.update, first_bad)
             return TrainState(params, method_state, state.update + 1, order), total + loss, first_bad
@@ -115,26 +119,24 @@ def make_chunk(
     return chunk
 
 
-def make_evaluation(apply: Apply) -> Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """A function of (params, x, y) to the number of correct predictions, int32, and the sum of the losses."""
+def make_evaluation(
+    apply: Apply,
+) -> Callable[[Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """A function of (params, x, y, rows) to the number of correct predictions, int32, and the sum of the losses."""
 
-    def batch(params: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = apply(params, x)
-        return jnp.sum(jnp.argmax(logits, -1) == y, dtype=jnp.int32), jnp.sum(nn.cross_entropy(logits, y))
+    def evaluate(params: Any, x: jax.Array, y: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        size = min(EVALUATION_BATCH, rows.shape[0])
+        full = rows.shape[0] // size
 
-    def evaluate(params: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-        size = min(EVALUATION_BATCH, x.shape[0])
-        full = x.shape[0] // size
+        def add(sums: tuple[jax.Array, jax.Array], part: jax.Array) -> tuple[jax.Array, jax.Array]:
+            logits, labels = apply(params, x[part]), y[part]
+            correct = jnp.sum(jnp.argmax(logits, -1) == labels, dtype=jnp.int32)
+            return sums[0] + correct, sums[1] + jnp.sum(nn.cross_entropy(logits, labels))
 
         def body(i: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            part = [lax.dynamic_slice_in_dim(a, i * size, size) for a in (x, y)]
-            correct, loss = batch(params, *part)
-            return sums[0] + correct, sums[1] + loss
+            return add(sums, lax.dynamic_slice_in_dim(rows, i * size, size))
 
         sums = lax.fori_loop(0, full, body, (jnp.int32(0), jnp.zeros((), x.dtype)))
-        if full * size == x.shape[0]:
-            return sums
-        correct, loss = batch(params, x[full * size :], y[full * size :])
-        return sums[0] + correct, sums[1] + loss
+        return sums if full * size == rows.shape[0] else add(sums, rows[full * size :])
 
     return evaluate

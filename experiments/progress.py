@@ -22,10 +22,13 @@ def describe_event(event: Event, best: float) -> str:
 def describe_record(record: Record) -> str:
     """A finished run in words."""
     metrics, clocks = record.metrics, record.clocks
+    times = "untimed, as it shared its program with other seeds"
+    if clocks:
+        step, train, compilation = clocks.device_ms_per_step, clocks.train_s, clocks.compile_s
+        times = f"{step:.3g} ms/step, {train:.1f} s training, {compilation:.1f} s compiling"
     return (
         f"{record.run_id}: test {metrics.test_accuracy:.2%}, val {metrics.validation_accuracy:.2%} "
-        f"at step {metrics.best_step:,} of {metrics.steps_run:,} ({metrics.stopped_by}), "
-        f"{clocks.device_ms_per_step:.3g} ms/step, {clocks.train_s:.1f} s training, {clocks.compile_s:.1f} s compiling"
+        f"at step {metrics.best_step:,} of {metrics.steps_run:,} ({metrics.stopped_by}), {times}"
     )
 
 
@@ -46,7 +49,7 @@ class RunProgress:
         self._overall = self._bars.add_task("runs", total=total, detail="")
         self._current: TaskID | None = None
         self._best = 0.0
-        self._events = 0
+        self._events, self._count = 0, 1
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -55,12 +58,13 @@ class RunProgress:
     def __exit__(self, *exception: object) -> None:
         self._bars.stop()
 
-    def start(self, config: RunConfig) -> None:
-        """A run begins."""
-        self._best, self._events = 0.0, 0
-        self._current = self._bars.add_task(run_id(config), total=config.protocol.max_steps, detail="compiling")
+    def start(self, config: RunConfig, count: int = 1) -> None:
+        """A run begins, or several that share its program."""
+        self._best, self._events, self._count = 0.0, 0, count
+        name = run_id(config) + (f" and {count - 1} more" if count > 1 else "")
+        self._current = self._bars.add_task(name, total=config.protocol.max_steps, detail="compiling")
         if not self._console.is_terminal:
-            self.line(f"{run_id(config)}: started")
+            self.line(f"{name}: started")
 
     def event(self, event: Event) -> None:
         """The current run was evaluated."""
@@ -72,13 +76,14 @@ class RunProgress:
             self.line(f"  {detail}")
         self._events += 1
 
-    def end(self, message: str) -> None:
-        """The current run ended; `message` says how."""
+    def end(self, *messages: str) -> None:
+        """The current runs ended; messages say how."""
         if self._current is not None:
             self._bars.remove_task(self._current)
             self._current = None
-        self._bars.advance(self._overall)
-        self.line(message)
+        self._bars.advance(self._overall, self._count)
+        for message in messages:
+            self.line(message)
 
     def line(self, message: str) -> None:
         """Print a line that stays."""

@@ -29,7 +29,8 @@ class Event:
         train_loss: mean over the updates since the last evaluation; None before the first.
         validation_accuracy: 0 to 1.
         validation_loss: mean over the validation samples.
-        train_s: seconds on the device in training so far, without compilation and evaluation.
+        train_s: seconds on the device in training so far, without compilation and evaluation; None in a run that
+            shares its program with other seeds.
         wall_s: seconds since the loop began.
     """
 
@@ -38,7 +39,7 @@ class Event:
     train_loss: float | None
     validation_accuracy: float
     validation_loss: float
-    train_s: float
+    train_s: float | None
     wall_s: float
 
 
@@ -56,8 +57,8 @@ class Cell:
 class Metrics:
     """Accuracies, 0 to 1, at the parameters with the best validation accuracy, and when they were reached.
 
-    `steps_to_99` and `time_to_99_s` (device seconds in training) belong to the first evaluation with at least 99 % of
-    the best validation accuracy.
+    `steps_to_99` and `time_to_99_s` (device seconds in training, None in a run that shares its program with other
+    seeds) belong to the first evaluation with at least 99 % of the best validation accuracy.
     """
 
     test_accuracy: float
@@ -66,7 +67,7 @@ class Metrics:
     best_step: int
     steps_run: int
     steps_to_99: int
-    time_to_99_s: float
+    time_to_99_s: float | None
     stopped_by: Literal["patience", "max_steps"]
 
 
@@ -105,7 +106,10 @@ class DataInfo:
 
 @dataclass(frozen=True)
 class Record:
-    """A finished run, `record.json`; `started` and `finished` are ISO 8601 in UTC."""
+    """A finished run, `record.json`; `started` and `finished` are ISO 8601 in UTC.
+
+    A run that shares its program with other seeds has no clocks.
+    """
 
     schema_version: int
     run_id: str
@@ -114,7 +118,7 @@ class Record:
     preset: str
     config: dict[str, Any]
     metrics: Metrics
-    clocks: Clocks
+    clocks: Clocks | None
     parameters: int
     data: DataInfo
     started: str
@@ -181,8 +185,10 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if kind in (str, bool):
         return isinstance(value, kind)
-    if kind == str | None:
-        return value is None or isinstance(value, str)
+    if kind in (str | None, float | None):
+        return value is None or _fits(value, str if kind == str | None else float)
+    if kind == Clocks | None:
+        return value is None
     if kind == dict[str, Any]:
         return isinstance(value, dict)
     return value in get_args(kind)

@@ -5,6 +5,7 @@ Behind `make reproduce` and `make demo`.
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -54,23 +55,39 @@ def run_missing(planned: Sequence[Planned]) -> dict[str, Exception]:
     # Imported late: a repeated command that has nothing to do needs neither.
     from experiments.progress import RunProgress, describe_record
     from experiments.records import run_id
-    from experiments.runner import RunBusy, RunFailed, execute, refusals
+    from experiments.runner import execute_together, refusals
 
     errors: dict[str, Exception] = {**refusals([run.config for run in todo])}
     ready = [run for run in todo if run_id(run.config) not in errors]
     refused = f", {len(errors)} cannot be done as asked (why: see the end)" if errors else ""
     print(f"{finished}, {len(ready)} to run{refused}.", flush=True)
     with RunProgress(len(ready)) as progress:
-        for run in ready:
-            progress.start(run.config)
-            try:
-                record = execute(run.config, run.overrides, progress.event)
-            except (UsageError, RunFailed, RunBusy) as error:
-                errors[run_id(run.config)] = error
-                progress.end(f"not finished: {error}")
-            else:
-                progress.end("finished by another process" if record is None else describe_record(record))
+        for group in _groups(ready):
+            progress.start(group[0].config, len(group))
+            runs = [(run.config, run.overrides) for run in group]
+            outcomes = execute_together(runs, lambda _, event: progress.event(event))
+            messages = []
+            for run, outcome in zip(group, outcomes, strict=True):
+                if isinstance(outcome, Exception):
+                    errors[run_id(run.config)] = outcome
+                    messages.append(f"not finished: {outcome}")
+                else:
+                    messages.append("finished by another process" if outcome is None else describe_record(outcome))
+            progress.end(*messages)
     return errors
+
+
+def _groups(runs: Sequence[Planned]) -> list[list[Planned]]:
+    """Runs that become one program: a cell's seeds, if they are to, but for the first, which has the clocks."""
+    groups: list[list[Planned]] = []
+    for run in runs:
+        last = groups[-1][-1] if groups else None
+        alike = last and last.together and dataclasses.replace(last.config, seed=run.config.seed) == run.config
+        if last and alike and last.config.seed != 0:
+            groups[-1].append(run)
+        else:
+            groups.append([run])
+    return groups
 
 
 def _print_errors(errors: Mapping[str, Exception], total: int) -> None:

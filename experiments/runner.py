@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shlex
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
@@ -111,33 +113,86 @@ def execute(config: RunConfig, overrides: Sequence[str], on_event: Callable[[Eve
         RunFailed: the run failed now, or did before and `retry_failed` is not set.
         RunBusy: another process has the run.
     """
-    folder = folder_of(config)
+    (outcome,) = execute_together([(config, overrides)], lambda _, event: on_event(event))
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def execute_together(
+    runs: Sequence[tuple[RunConfig, Sequence[str]]], on_event: Callable[[RunConfig, Event], None]
+) -> list[Record | Exception | None]:
+    """Do runs that differ by their seeds alone as one program; see `execute` for what becomes of each.
+
+    One that `execute` would refuse, or that fails, stops no other.
+    """
+    outcomes: list[Record | Exception | None] = [None] * len(runs)
+    with ExitStack() as stack:
+        folders: dict[int, _Folder] = {}
+        from experiments.data import load
+
+        load_data = functools.cache(lambda: load(runs[0][0].dataset, runs[0][0].data_dir))
+        for i, (config, overrides) in enumerate(runs):
+            try:
+                folder = _owned(config, overrides, load_data, stack)
+            except (UsageError, RunFailed, RunBusy) as error:
+                outcomes[i] = error
+            else:
+                if folder:
+                    folders[i] = folder
+        if not folders:
+            return outcomes
+        # JAX is imported late, so that skipping finished runs is quick.
+        from experiments.training import Diverged, train_seeds
+
+        by_name = {folder.path.name: folder for folder in folders.values()}
+
+        def note(config: RunConfig, event: Event) -> None:
+            by_name[run_id(config)].note(event)
+            on_event(config, event)
+
+        try:
+            data = next(iter(folders.values())).data
+            trained = train_seeds([folder.config for folder in folders.values()], data, note)
+        except Exception as error:
+            return [folders[i].failed(error) if i in folders else outcome for i, outcome in enumerate(outcomes)]
+        for (i, folder), outcome in zip(folders.items(), trained, strict=True):
+            try:
+                outcomes[i] = folder.failed(outcome) if isinstance(outcome, Diverged) else folder.finished(outcome)
+            except Exception as error:
+                outcomes[i] = folder.failed(error)
+    return outcomes
+
+
+def _owned(
+    config: RunConfig, overrides: Sequence[str], load_data: Callable[[], Any], stack: ExitStack
+) -> _Folder | None:
+    """The run's folder, locked until the stack closes; None if the run is finished."""
+    path = folder_of(config)
     if status_of(config) is Status.DONE:
         return None
     # What cannot be done as asked is found before anything compiles, and is no failure of the run. Imported late,
     # because the methods bring JAX.
-    from experiments.data import load
-
-    data = load(config.dataset, config.data_dir)
+    data = load_data()
     from experiments.training import check
 
     check(config, data)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"paths.results={config.paths.results} cannot hold a run: {error}") from error
     try:
         # A process that asks for the status holds the lock for a moment, and is no owner to give way to.
-        with FileLock(folder / "run.lock", timeout=OWNER_SECONDS):
-            # Another process may have ended the run between the first look and the lock.
-            status = _settled(folder)
-            if status is Status.DONE:
-                return None
-            if status is Status.FAILED and not config.retry_failed:
-                raise RunFailed(_earlier_failure(folder))
-            return _run(folder, config, data, overrides, on_event)
+        stack.enter_context(FileLock(path / "run.lock", timeout=OWNER_SECONDS))
     except Timeout as error:
-        raise RunBusy(f"{folder.name} is being worked on by another process") from error
+        raise RunBusy(f"{path.name} is being worked on by another process") from error
+    # Another process may have ended the run between the first look and the lock.
+    status = _settled(path)
+    if status is Status.DONE:
+        return None
+    if status is Status.FAILED and not config.retry_failed:
+        raise RunFailed(_earlier_failure(path))
+    return _Folder(path, config, data, overrides, stack)
 
 
 def _settled(folder: Path) -> Status:
@@ -165,56 +220,55 @@ def _earlier_failure(folder: Path) -> str:
     )
 
 
-def _run(
-    folder: Path, config: RunConfig, data: Any, overrides: Sequence[str], on_event: Callable[[Event], None]
-) -> Record:
-    # JAX is imported late, so that skipping finished runs is quick.
-    from experiments.environment import describe
-    from experiments.training import train
+class _Folder:
+    """The folder of a run that has begun. A cut run starts over: its events so far are dropped."""
 
-    started = _now()
-    environment = describe()
-    (folder / "FAILED.json").unlink(missing_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(scientific_config(config), sort_keys=False))
-    write_json(folder / "environment.json", environment)
-    _write_command(folder / "command.sh", overrides)
-    step = 0
-    # A cut run starts over: its events so far are dropped.
-    with (folder / "events.jsonl").open("w") as events:
+    def __init__(self, path: Path, config: RunConfig, data: Any, overrides: Sequence[str], stack: ExitStack) -> None:
+        from experiments.environment import describe
 
-        def note(event: Event) -> None:
-            nonlocal step
-            step = event.step
-            events.write(json.dumps(dataclasses.asdict(event), allow_nan=False) + "\n")
-            events.flush()
-            on_event(event)
+        self.path, self.config, self.data = path, config, data
+        self._started, self._environment, self._step = _now(), describe(), 0
+        (path / "FAILED.json").unlink(missing_ok=True)
+        (path / "config.yaml").write_text(yaml.safe_dump(scientific_config(config), sort_keys=False))
+        write_json(path / "environment.json", self._environment)
+        _write_command(path / "command.sh", overrides)
+        self._events = stack.enter_context((path / "events.jsonl").open("w"))
 
-        try:
-            outcome = train(config, data, note)
-            record = Record(
-                schema_version=SCHEMA_VERSION,
-                run_id=folder.name,
-                cell=cell_of(config),
-                seed=config.seed,
-                preset=config.preset.name,
-                config=scientific_config(config),
-                metrics=outcome.metrics,
-                clocks=outcome.clocks,
-                parameters=outcome.parameters,
-                data=DataInfo(
-                    data.name, outcome.n_train, outcome.n_validation, outcome.n_test, data.sha256, data.subset
-                ),
-                started=started,
-                finished=_now(),
-                environment=environment,
-            )
-            write_record(folder, record)
-        except Exception as error:
-            failed_at = getattr(error, "step", step)
-            write_json(folder / "FAILED.json", _failure(error, failed_at))
-            message = f"{folder.name} failed at step {failed_at}: {type(error).__name__}: {error}"
-            raise RunFailed(f"{message} ({relative(folder / 'FAILED.json')})") from error
-    return record
+    def note(self, event: Event) -> None:
+        """Append an event."""
+        self._step = event.step
+        self._events.write(json.dumps(dataclasses.asdict(event), allow_nan=False) + "\n")
+        self._events.flush()
+
+    def finished(self, outcome: Any) -> Record:
+        """Write the record."""
+        data = self.data
+        record = Record(
+            schema_version=SCHEMA_VERSION,
+            run_id=self.path.name,
+            cell=cell_of(self.config),
+            seed=self.config.seed,
+            preset=self.config.preset.name,
+            config=scientific_config(self.config),
+            metrics=outcome.metrics,
+            clocks=outcome.clocks,
+            parameters=outcome.parameters,
+            data=DataInfo(data.name, outcome.n_train, outcome.n_validation, outcome.n_test, data.sha256, data.subset),
+            started=self._started,
+            finished=_now(),
+            environment=self._environment,
+        )
+        write_record(self.path, record)
+        return record
+
+    def failed(self, error: Exception) -> RunFailed:
+        """Write what went wrong."""
+        step = getattr(error, "step", self._step)
+        write_json(self.path / "FAILED.json", _failure(error, step))
+        found = f"{self.path.name} failed at step {step}: {type(error).__name__}: {error}"
+        failure = RunFailed(f"{found} ({relative(self.path / 'FAILED.json')})")
+        failure.__cause__ = error
+        return failure
 
 
 def _failure(error: Exception, step: int) -> dict[str, Any]:

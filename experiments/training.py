@@ -1,15 +1,17 @@
-"""One run: split, train, evaluate, stop, and measure, with a clock for each."""
+"""Runs: split, train, evaluate, stop, and measure, with a clock for each; one, or several seeds as one program."""
 
 from __future__ import annotations
 
 import math
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -47,18 +49,19 @@ class Diverged(Exception):
 
 
 class Split(NamedTuple):
-    """Samples on the device: x (n, d) float32, y (n,) int32."""
+    """Samples on the device, x (n, d) float32 and y (n,) int32, and rows (m,) int32 of them, or those of every run."""
 
     x: jax.Array
     y: jax.Array
+    rows: jax.Array
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The outcome of a run."""
+    """The outcome of a run; a run that shared its program with others has no clocks of its own."""
 
     metrics: Metrics
-    clocks: Clocks
+    clocks: Clocks | None
     parameters: int
     n_train: int
     n_validation: int
@@ -87,39 +90,68 @@ def train(config: RunConfig, data: Dataset, on_event: Callable[[Event], None]) -
         UsageError: what `check` refuses.
         Diverged: the parameters or a loss became infinite or NaN.
     """
-    protocol = config.protocol
+    (outcome,) = train_seeds([config], data, lambda _, event: on_event(event))
+    if isinstance(outcome, Diverged):
+        raise outcome
+    return outcome
+
+
+def train_seeds(
+    configs: Sequence[RunConfig], data: Dataset, on_event: Callable[[RunConfig, Event], None]
+) -> list[Trained | Diverged]:
+    """Do runs that differ by their seeds alone, several of them as one batched program.
+
+    A run's numbers are those that it would have alone, to rounding. A seed that stops early or diverges computes on
+    until the others have stopped, and nobody looks.
+
+    Args:
+        configs: the runs.
+        data: the data set they name.
+        on_event: called after each evaluation of each run.
+    """
+    config, protocol = configs[0], configs[0].protocol
     method = build_method(config.method, config.engine)
     model = MLP(tuple(config.model.hidden), data.num_classes, config.model.skip, config.method.output_bias)
-    train_split, validation, host = _split(data, config.seed, protocol)
-    params = jax.jit(model.init)(key_for(config.seed, "init"), train_split.x[:1])
-    run = _Run(model.apply, method, protocol, train_split, validation, params)  # type: ignore[arg-type]
-    events = run.loop(key_for(config.seed, "order"), on_event)
+    runs = _Runs(configs, model, method, data)
+    runs.loop(on_event)
 
-    test = Split(jax.device_put(data.test_x), jax.device_put(data.test_y))
-    test_accuracy, _ = run.evaluate(run.best, test)
-    train_accuracy, _ = run.evaluate(run.best, train_split)
-    near = first_reaching([event.validation_accuracy for event in events], NEAR_BEST)
-    steps = events[-1].step
-    metrics = Metrics(
-        test_accuracy=test_accuracy,
-        validation_accuracy=run.patience.best,
-        train_accuracy=train_accuracy,
-        best_step=run.patience.best_step,
-        steps_run=steps,
-        steps_to_99=events[near].step,
-        time_to_99_s=events[near].train_s,
-        stopped_by="patience" if run.patience.exhausted else "max_steps",
-    )
-    clocks = Clocks(
-        compile_s=run.compile_s,
-        train_s=run.train_s,
-        device_ms_per_step=1e3 * run.train_s / steps,
-        end_to_end_ms_per_step=1e3 * run.end_to_end_s / steps,
-        published_ms_per_step=published_ms_per_step(run.apply, method, run.best, host, protocol.batch_size),
-        evaluation_s=run.evaluation_s,
-    )
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(run.best))
-    return Trained(metrics, clocks, parameters, *(len(split.y) for split in (train_split, validation, test)))
+    test = runs.split(data.test_x, data.test_y, [np.arange(len(data.test_y))] * len(configs))
+    best = runs.stack([each.best for each in runs.each])
+    test_accuracy, _ = runs.evaluate(best, test)
+    train_accuracy, _ = runs.evaluate(best, runs.data)
+    outcomes: list[Trained | Diverged] = []
+    for i, one in enumerate(runs.each):
+        if one.diverged:
+            outcomes.append(one.diverged)
+            continue
+        near = one.events[first_reaching([event.validation_accuracy for event in one.events], NEAR_BEST)]
+        steps, patience = one.events[-1].step, one.patience
+        metrics = Metrics(
+            test_accuracy=test_accuracy[i],
+            validation_accuracy=patience.best,
+            train_accuracy=train_accuracy[i],
+            best_step=patience.best_step,
+            steps_run=steps,
+            steps_to_99=near.step,
+            time_to_99_s=near.train_s,
+            stopped_by="patience" if patience.exhausted else "max_steps",
+        )
+        clocks = None
+        if not runs.together:
+            kept = np.asarray(runs.data.rows)
+            host = data.train_x[kept], data.train_y[kept]
+            clocks = Clocks(
+                compile_s=runs.compile_s,
+                train_s=runs.train_s,
+                device_ms_per_step=1e3 * runs.train_s / steps,
+                end_to_end_ms_per_step=1e3 * runs.end_to_end_s / steps,
+                published_ms_per_step=published_ms_per_step(runs.apply, method, one.best, host, protocol.batch_size),
+                evaluation_s=runs.evaluation_s,
+            )
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(one.best))
+        sizes = (split.rows.shape[-1] for split in (runs.data, runs.validation, test))
+        outcomes.append(Trained(metrics, clocks, parameters, *sizes))
+    return outcomes
 
 
 def _validation_size(data: Dataset, protocol: ProtocolConfig) -> int:
@@ -133,105 +165,147 @@ def _validation_size(data: Dataset, protocol: ProtocolConfig) -> int:
     return n_validation
 
 
-def _split(
-    data: Dataset, seed: int, protocol: ProtocolConfig
-) -> tuple[Split, Split, tuple[NDArray[np.float32], NDArray[np.int32]]]:
-    """The training set without its validation part, that part, and the former again in host memory."""
-    n_validation = _validation_size(data, protocol)
-    order = np.asarray(jax.random.permutation(key_for(seed, "split"), len(data.train_y)))
-    kept, held = order[n_validation:], order[:n_validation]
-    host = data.train_x[kept], data.train_y[kept]
-    return (
-        Split(jax.device_put(host[0]), jax.device_put(host[1])),
-        Split(jax.device_put(data.train_x[held]), jax.device_put(data.train_y[held])),
-        host,
-    )
+@dataclass
+class _One:
+    """What is kept of one of the runs."""
+
+    patience: Patience
+    best: Any
+    events: list[Event] = field(default_factory=list)
+    diverged: Diverged | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        return not self.diverged and not self.patience.exhausted
+
+    @contextmanager
+    def divergence(self) -> Iterator[None]:
+        """Keep that the run diverged, so that the others go on."""
+        try:
+            yield
+        except Diverged as error:
+            self.diverged = error
 
 
-class _Run:
-    """The training loop and its clocks, in seconds."""
+class _Runs:
+    """The training loop of one run, or of several over a leading axis, and its clocks, in seconds."""
 
-    def __init__(
-        self, apply: Apply, method: Method, protocol: ProtocolConfig, data: Split, validation: Split, params: Any
-    ) -> None:
-        self.apply, self.method, self.protocol = apply, method, protocol
-        self.data, self.validation = data, validation
-        self.patience = Patience(protocol.patience)
+    def __init__(self, configs: Sequence[RunConfig], model: MLP, method: Method, data: Dataset) -> None:
+        self.configs, self.method, self.protocol = configs, method, configs[0].protocol
+        self.together = len(configs) > 1
+        self.apply: Apply = model.apply  # type: ignore[assignment]
         self.compile_s = self.train_s = self.evaluation_s = self.end_to_end_s = 0.0
-        self.best = _to_host(params)
-        self._evaluations: dict[int, Callable[..., Any]] = {}
-        self._state = initial_state(method, params, len(data.y))
+        n, n_validation = len(data.train_y), _validation_size(data, self.protocol)
+        orders = [np.asarray(jax.random.permutation(key_for(c.seed, "split"), n)) for c in configs]
+        self.data = self.split(data.train_x, data.train_y, [order[n_validation:] for order in orders])
+        self.validation = self.data._replace(rows=self.stack([order[:n_validation] for order in orders]))
+        init = self._batched(model.init, (0, None))
+        params = jax.jit(init)(self.stack([key_for(c.seed, "init") for c in configs]), self.data.x[:1])
+        self.keys = self.stack([key_for(c.seed, "order") for c in configs])
+        self.each = [_One(Patience(self.protocol.patience), self._of(params, i)) for i in range(len(configs))]
+        start = self._batched(lambda params: initial_state(method, params, n - n_validation), (0,))
+        self._state = start(params)
+        self._evaluations: dict[Any, Callable[..., Any]] = {}
 
-    def loop(self, key: jax.Array, on_event: Callable[[Event], None]) -> list[Event]:
-        """Train until patience or steps run out; returns the evaluations."""
+    def stack(self, items: Sequence[Any]) -> Any:
+        """Trees of all runs over a leading axis; of a lone run as it is."""
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *items) if self.together else items[0]
+        return jax.device_put(stacked)
+
+    def split(self, x: NDArray[np.float32], y: NDArray[np.int32], rows: Sequence[NDArray[Any]]) -> Split:
+        """Samples and every run's rows of them, on the device."""
+        return Split(jax.device_put(x), jax.device_put(y), self.stack([np.asarray(r, np.int32) for r in rows]))
+
+    def _batched(self, fun: Callable[..., Any], axes: tuple[int | None, ...]) -> Callable[..., Any]:
+        return jax.vmap(fun, in_axes=axes) if self.together else fun
+
+    def _of(self, tree: Any, i: int) -> Any:
+        """A run's part of what all have, on the host: a copy that outlives the donation of the device's buffers."""
+        return jax.tree.map(lambda leaf: np.array(leaf[i] if self.together else leaf, copy=True), tree)
+
+    def _by_run(self, numbers: jax.Array) -> list[Any]:
+        return np.atleast_1d(np.asarray(numbers)).tolist()
+
+    def loop(self, on_event: Callable[[RunConfig, Event], None]) -> None:
+        """Train until patience or steps of every run end."""
         protocol = self.protocol
         updates = protocol.evaluate_every // self.method.steps_per_update
-        chunk = self._compile_chunk(updates, key)
+        chunk = self._compile_chunk(updates)
         self._compiled_evaluation(self.validation)
         start = time.perf_counter()
-        events = [self._observe(0, 0, None, start, on_event)]
-        while not self.patience.exhausted and events[-1].step < protocol.max_steps:
+        self._observe(0, 0, [None] * len(self.each), start, on_event)
+        step = 0
+        while any(one.goes_on for one in self.each) and step < protocol.max_steps:
             before = time.perf_counter()
-            self._state, report = jax.block_until_ready(chunk(self._state, self.data.x, self.data.y, key))
+            self._state, report = jax.block_until_ready(chunk(self._state, *self.data, self.keys))
             self.train_s += time.perf_counter() - before
-            step, update = events[-1].step + protocol.evaluate_every, events[-1].update + updates
-            loss = float(report.loss)
-            # One loss that is not finite makes their mean so. Parameters may stay finite beside it, but nothing that
-            # is trained from there means anything.
-            if not report.finite or not math.isfinite(loss):
-                raise Diverged(self._where(step, bool(report.finite), int(report.first_bad)), step)
-            events.append(self._observe(step, update, loss, start, on_event))
+            step += protocol.evaluate_every
+            losses = self._by_run(report.loss)
+            finite, first_bad = self._by_run(report.finite), self._by_run(report.first_bad)
+            for i, one in enumerate(self.each):
+                if one.goes_on:
+                    with one.divergence():
+                        self._check(step, losses[i], finite[i], first_bad[i])
+            self._observe(step, step // self.method.steps_per_update, losses, start, on_event)
         self.end_to_end_s = time.perf_counter() - start - self.evaluation_s
-        return events
 
-    def evaluate(self, params: Any, split: Split) -> tuple[float, float]:
-        """Accuracy and mean loss on a split."""
-        compiled, n = self._compiled_evaluation(split), len(split.y)
+    def evaluate(self, params: Any, split: Split) -> tuple[list[float], list[float]]:
+        """Accuracy and mean loss of every run on its split."""
+        compiled, n = self._compiled_evaluation(split), split.rows.shape[-1]
         before = time.perf_counter()
-        correct, loss = jax.block_until_ready(compiled(params, split.x, split.y))
+        correct, loss = jax.block_until_ready(compiled(params, *split))
         self.evaluation_s += time.perf_counter() - before
-        return int(correct) / n, float(loss) / n
+        return [count / n for count in self._by_run(correct)], [total / n for total in self._by_run(loss)]
 
     def _compiled_evaluation(self, split: Split) -> Callable[..., Any]:
-        n = len(split.y)
-        if n not in self._evaluations:
+        shapes = split.x.shape, split.rows.shape
+        if shapes not in self._evaluations:
             before = time.perf_counter()
-            lowered = jax.jit(make_evaluation(self.apply)).lower(self._state.params, split.x, split.y)
-            self._evaluations[n] = lowered.compile()
+            evaluation = self._batched(make_evaluation(self.apply), (0, None, None, 0))
+            self._evaluations[shapes] = jax.jit(evaluation).lower(self._state.params, *split).compile()
             self.compile_s += time.perf_counter() - before
-        return self._evaluations[n]
+        return self._evaluations[shapes]
 
-    def _compile_chunk(self, updates: int, key: jax.Array) -> Callable[..., Any]:
+    def _compile_chunk(self, updates: int) -> Callable[..., Any]:
         before = time.perf_counter()
         chunk = make_chunk(self.apply, self.method, batch_size=self.protocol.batch_size, updates=updates)
+        chunk = self._batched(chunk, (0, None, None, 0, 0))
         # The state's buffers are reused for the next state.
-        compiled = jax.jit(chunk, donate_argnums=0).lower(self._state, self.data.x, self.data.y, key).compile()
+        compiled = jax.jit(chunk, donate_argnums=0).lower(self._state, *self.data, self.keys).compile()
         self.compile_s += time.perf_counter() - before
         return compiled
 
     def _observe(
-        self, step: int, update: int, loss: float | None, start: float, on_event: Callable[[Event], None]
-    ) -> Event:
-        accuracy, validation_loss = self.evaluate(self._state.params, self.validation)
-        if not math.isfinite(validation_loss):
-            raise Diverged(f"the validation loss is not finite at step {step}", step)
-        if self.patience.observe(step, accuracy):
-            self.best = _to_host(self._state.params)
+        self,
+        step: int,
+        update: int,
+        losses: Sequence[float | None],
+        start: float,
+        on_event: Callable[[RunConfig, Event], None],
+    ) -> None:
+        accuracies, validation_losses = self.evaluate(self._state.params, self.validation)
         wall = time.perf_counter() - start
-        event = Event(step, update, loss, accuracy, validation_loss, self.train_s, wall)
-        on_event(event)
-        return event
+        for i, (config, one) in enumerate(zip(self.configs, self.each, strict=True)):
+            if not one.goes_on:
+                continue
+            with one.divergence():
+                if not math.isfinite(validation_losses[i]):
+                    raise Diverged(f"the validation loss is not finite at step {step}", step)
+                if one.patience.observe(step, accuracies[i]):
+                    one.best = self._of(self._state.params, i)
+                train_s = None if self.together else self.train_s
+                one.events.append(Event(step, update, losses[i], accuracies[i], validation_losses[i], train_s, wall))
+                on_event(config, one.events[-1])
 
-    def _where(self, step: int, finite: bool, first_bad: int) -> str:
+    def _check(self, step: int, loss: float, finite: bool, first_bad: int) -> None:
+        # One loss that is not finite makes their mean so. Parameters may stay finite beside it, but nothing that is
+        # trained from there means anything.
+        if finite and math.isfinite(loss):
+            return
         found = [] if finite else [f"parameters are not finite at step {step}"]
         if first_bad >= 0:
             found.append(f"the training loss is not finite from step {first_bad * self.method.steps_per_update} on")
-        return "; ".join(found) or f"the training losses before step {step} have no finite mean"
-
-
-def _to_host(params: Any) -> Any:
-    """A copy that outlives the donation of the device buffers."""
-    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), params)
+        raise Diverged("; ".join(found) or f"the training losses before step {step} have no finite mean", step)
 
 
 def published_ms_per_step(

@@ -165,8 +165,8 @@ class Consensus(Holder):
         operands = self.spread({p: value for (_, p), value in z.items()})
         if self.bilinear:
             assert target is not None
-            product, norms = self.dots.product(*operands), self.dots.norms(operands, operands)
-            root = projections.dot_root(product, norms, target, weight, self.operators)
+            terms = [self.dots.product(*operands), *self.dots.norms(operands, operands)]
+            root = projections.dot_root(projections.sum_and_difference, terms, target, weight, self.operators)
             a, d = (self.living(c) for c in projection_factor(root))
             sums, output = self.dots.sums(a, d, operands), target - root / weight
         else:

@@ -8,7 +8,8 @@ by a scan, so that a program's size does not depend on the window.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,34 @@ from pjax_core import projections
 from pjax_core.bilinear import Operands
 from pjax_core.copies import Holder, Projected, Values
 
-Number = tuple[Array, Array]
+
+class Number(NamedTuple):
+    """Factors of u and v, one of each per output, and perhaps a *pair* ``(a, d)``: ``x' = a x + d w, w' = a w + d x``.
+
+    Either follows from the other, and what is not used is not computed.
+    """
+
+    u: Array
+    v: Array
+    known: tuple[Array, Array] | None = None
+
+    def pair(self) -> tuple[Array, Array]:
+        """Return a and d."""
+        return self.known or ((self.u + self.v) / 2, (self.u - self.v) / 2)
+
+    def projected(self, root: Array) -> "Number":
+        """After a projection (Eq. 31)."""
+        return Number(self.u / (1 - root), self.v / (1 + root))
+
+    def reflected(self, root: Array) -> "Number":
+        """After twice the way of a projection: a pair of quotients, because CPU's compiler makes and holds these."""
+        square, (a, d) = root * root, self.pair()
+        a, d = (((1 + square) * own + 2 * root * other) / (1 - square) for own, other in ((a, d), (d, a)))
+        return Number(a + d, a - d, (a, d))
+
+    def way(self, root: Array) -> "Number":
+        """From what was reflected, the way of the projection, half of the reflection's."""
+        return Number(root / (1 + root) * self.u, -root / (1 - root) * self.v)
 
 
 class Inner(NamedTuple):
@@ -34,10 +62,9 @@ class Inner(NamedTuple):
     w: Array
     cross: Array
 
-    def both(self) -> Number:
+    def both(self) -> tuple[Array, Array]:
         """Return ``<x + w, x' + w'>`` and ``<x - w, x' - w'>``."""
-        norm = self.x + self.w
-        return norm + self.cross, norm - self.cross
+        return self.cross + self.x + self.w, self.x - self.cross + self.w
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,21 +75,28 @@ class Written:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class HistoryState:
     """Copies as combinations of consensus values: of the past (slots, oldest first) and of the step so far.
 
     Attributes:
         slots: the consensus values x and w, ``(slots, *operand)``; ``None`` for an operand that is constant.
         coefficients: the slots' numbers, ``(slots, *output)`` each.
-        gram: inner products of the slots, ``(slots, slots, *output)``.
+        gram: inner products of the slots, ``(slots, slots, *output)``; ``None`` where they are computed when needed.
         new: numbers of what was written since the step began.
+        origin: what this is the projection of, its reflection and half of the way there, as nothing else was done.
     """
 
     slots: tuple[Array | None, ...]
     coefficients: Number
-    gram: Inner
+    gram: Inner | None
     new: dict[Written, Number] = dataclasses.field(default_factory=dict)
+    origin: "tuple[HistoryState, HistoryState, HistoryState] | None" = None
+
+    def mapped(self, fun: Callable[[Number, Array], Number], root: Array) -> "HistoryState":
+        """Copies with other numbers, a function of each number and of the roots."""
+        numbers = {term: fun(number, root) for term, number in self.new.items()}
+        return dataclasses.replace(self, coefficients=fun(self.coefficients, root[None]), new=numbers, origin=None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,19 +108,33 @@ class History(Holder):
     coefficient is added to the next-oldest slot, an error of |coefficient| times the change of the consensus
     between the two. Either way the state is some set of copies, and its norms are those copies' own: folding
     makes an error, never an impossible state.
+
+    Attributes:
+        window: number of slots.
+        gram: whether inner products of the slots are held. A node that projects before anything is written needs
+            those of a lone slot once a step, when they cost as much as they did when the slot was written.
     """
 
     window: int
+    gram: bool = True
 
     def start(self) -> HistoryState:
         """State of a network at rest, with as many slots as the window so that its shape is steady."""
         operands = self.spread({})
-        own = self._inner(operands, operands, self.dots.product(*operands))
         slots = tuple(jnp.stack([a] * self.window) if self._moves(i) else None for i, a in enumerate(operands))
         newest = (np.arange(self.window) == self.window - 1).reshape(-1, *(1,) * len(self.node.shape))
         one = jnp.broadcast_to(jnp.asarray(newest, self.node.dtype), (self.window, *self.node.shape))
-        gram = jax.tree.map(lambda a: jnp.broadcast_to(a, (self.window, self.window, *a.shape)), own)
-        return HistoryState(slots, (one, one), gram)
+        return HistoryState(slots, Number(one, one), self._alike(operands) if self.gram else None)
+
+    def _alike(self, operands: Operands) -> Inner:
+        """Inner products of slots that all hold these."""
+        own = self._inner(operands, operands, self.dots.product(*operands))
+        return jax.tree.map(lambda a: jnp.broadcast_to(a, (self.window, self.window, *a.shape)), own)
+
+    def _gram(self, z: HistoryState) -> Inner:
+        """Inner products of the slots; where they are not held there is one slot."""
+        slot = (always if own is None else own[0] for own, always in zip(z.slots, self.spread({}), strict=True))
+        return z.gram or self._alike(tuple(slot))
 
     def _moves(self, position: int) -> bool:
         """Whether an operand is not constant."""
@@ -95,8 +143,9 @@ class History(Holder):
     def write(self, z: HistoryState, values: Values) -> HistoryState:
         """Give every copy the value of its producer; all producers write at once."""
         one = jnp.ones(self.node.shape, self.node.dtype)
-        zeros = jax.tree.map(jnp.zeros_like, z.coefficients)
-        return dataclasses.replace(z, coefficients=zeros, new={Written(self.spread(values)): (one, one)})
+        zeros = Number(jnp.zeros_like(z.coefficients.u), jnp.zeros_like(z.coefficients.v))
+        new = {Written(self.spread(values)): Number(one, one)}
+        return dataclasses.replace(z, coefficients=zeros, new=new, origin=None)
 
     def _over_terms(
         self, fun: Callable[[Any, Operands, Any], tuple[Any, Any]], carry: Any, z: HistoryState, slots: Any, new: Any
@@ -131,39 +180,24 @@ class History(Holder):
     def _rows(self, z: HistoryState) -> list[tuple[Inner, list[Inner]]]:
         """Inner products of everything new with the slots, stacked, and with everything new."""
         new = [term.operands for term in z.new]
-        products = _diagonal(z.gram.cross) / 2, [self.dots.product(*pair) for pair in new]
+        products = _diagonal(self._gram(z).cross) / 2, [self.dots.product(*pair) for pair in new]
 
         def row(pair: Operands) -> tuple[Inner, list[Inner]]:
             return self._over_terms(lambda _, old, f: (None, self._inner(pair, old, f)), None, z, *products)[1:]
 
         return [row(pair) for pair in new]
 
-    def _norm(self, z: HistoryState) -> Number:
-        """Squared norms of u and v, at least their own rounding."""
-        rows = self._rows(z)
-
-        def norm(i: int) -> Array:
-            a, new, gram = z.coefficients[i], [number[i] for number in z.new.values()], z.gram.both()[i]
-            total = jnp.sum(a[:, None] * a[None] * gram, (0, 1))
-            floor = jnp.sum(a * a * _diagonal(gram), 0)
-            for j, (old, others) in enumerate(rows):
-                total += 2 * new[j] * jnp.sum(a * old.both()[i], 0)
-                total += new[j] * sum(b * other.both()[i] for b, other in zip(new, others, strict=True))
-                floor += new[j] * new[j] * others[j].both()[i]
-            return jnp.maximum(total, float(jnp.finfo(total.dtype).eps) * floor)
-
-        return norm(0), norm(1)
-
     def mean(self, z: HistoryState, position: int, producer: int) -> Array:
         """Average the copies of each element of a producer."""
         dots, living = self.dots, self.living
         once = not self._moves(1 - position)
 
-        def add(carry: tuple[Array, Array], operands: Operands, number: Number) -> tuple[tuple[Array, Array], None]:
-            # Of an output's own operand (u + v) / 2 and of the other one (u - v) / 2, as (u + v) x + (u - v) w over 2.
-            (total, d), (u, v) = carry, number
-            total += operands[position] * dots.total(living((u + v) / 2))[position]
-            d += living((u - v) / 2)
+        def add(
+            carry: tuple[Array, Array], operands: Operands, pair: tuple[Array, Array]
+        ) -> tuple[tuple[Array, Array], None]:
+            (total, d), (own, other) = carry, pair
+            total += operands[position] * dots.total(living(own))[position]
+            d += living(other)
             if once:
                 # The other operand is the same in every term: its coefficients add up, one product in all.
                 return (total, d), None
@@ -171,7 +205,7 @@ class History(Holder):
 
         operand = self.node.operands[position]
         carry = (jnp.zeros(operand.shape, operand.dtype), jnp.zeros(self.node.shape, self.node.dtype))
-        (total, d), *_ = self._over_terms(add, carry, z, z.coefficients, z.new.values())
+        (total, d), *_ = self._over_terms(add, carry, z, z.coefficients.pair(), [n.pair() for n in z.new.values()])
         if once:
             total += dots.pull(d, self.spread({}))[position]
         return self.means(position, total)[producer]
@@ -179,29 +213,46 @@ class History(Holder):
     def project(self, z: HistoryState, target: Array | None, weight: ArrayLike) -> Projected:
         """Project: multiply by one number per output (Theorem 7)."""
         assert target is not None
-        plus, minus = self._norm(z)
-        root = projections.dot_root((plus - minus) / 4, [(plus + minus) / 2], target, weight, self.operators)
-
-        def scaled(number: Number, root: Array) -> Number:
-            return number[0] / (1 - root), number[1] / (1 + root)
-
-        new = {term: scaled(number, root) for term, number in z.new.items()}
-        z = dataclasses.replace(z, coefficients=scaled(z.coefficients, root[None]), new=new)
-        return target - root / weight, z, root
+        norms, terms = _norms, (z.coefficients, list(z.new.values()), self._gram(z), self._rows(z))
+        if self.window > 1:  # sums over more slots are worth holding
+            norms, terms = tuple, norms(terms)
+        root = projections.dot_root(norms, terms, target, weight, self.operators)
+        reflected = z.mapped(Number.reflected, root)
+        origin = z, reflected, reflected.mapped(Number.way, root)
+        x = dataclasses.replace(z.mapped(Number.projected, root), origin=origin)
+        return target - root / weight, x, root
 
     def combine(self, terms: Sequence[tuple[float, HistoryState]]) -> HistoryState:
-        """Sum of scalars times copies."""
-        new: dict[Written, Number] = {}
+        """Sum of scalars times copies.
+
+        A projection and what was projected are the reflection less one and two ways: nothing has to hold all of them.
+        """
+        made_of: dict[HistoryState, list[tuple[float, HistoryState]]] = {}
+        for _, x in terms:
+            if x.origin and any(x.origin[0] is z for _, z in terms):
+                before, reflected, way = x.origin
+                made_of |= {x: [(1, reflected), (-1, way)], before: [(1, reflected), (-2, way)]}
+        shares: dict[HistoryState, float] = {}
         for scalar, z in terms:
-            for term, number in z.new.items():
-                known = new.get(term, (0, 0))
-                new[term] = known[0] + scalar * number[0], known[1] + scalar * number[1]
-        u, v = (sum(scalar * z.coefficients[i] for scalar, z in terms) for i in (0, 1))
-        return dataclasses.replace(terms[0][1], coefficients=(u, v), new=new)
+            for factor, part in made_of.get(z, [(1, z)]):
+                shares[part] = shares.get(part, 0) + scalar * factor
+
+        def total(numbers: Iterable[tuple[float, Number]]) -> Number:
+            scaled = [[scalar * factor for factor in (n.u, n.v, *n.pair())] for scalar, n in numbers]
+            u, v, a, d = (functools.reduce(jnp.add, factors) for factors in zip(*scaled, strict=True))
+            return Number(u, v, (a, d))
+
+        moved = [(scalar, z) for z, scalar in shares.items() if scalar]
+        new = {
+            term: total((scalar, z.new[term]) for scalar, z in moved if term in z.new)
+            for term in dict.fromkeys(term for _, z in moved for term in z.new)
+        }
+        coefficients = total((scalar, z.coefficients) for scalar, z in moved)
+        return dataclasses.replace(terms[0][1], coefficients=coefficients, new=new, origin=None)
 
     def coefficients(self, z: HistoryState) -> list[Array]:
         """Factors of u and of v in every slot and new term, oldest first."""
-        return [_longer(z.coefficients[i], [number[i] for number in z.new.values()]) for i in (0, 1)]
+        return [_longer(z.coefficients[:2][i], [number[:2][i] for number in z.new.values()]) for i in (0, 1)]
 
     def folded(self, z: HistoryState) -> Array:
         """Largest coefficient that settling folds into the next-oldest slot."""
@@ -210,7 +261,7 @@ class History(Holder):
     def settle(self, z: HistoryState) -> HistoryState:
         """Make slots of what is new, folding what the window cannot hold."""
         if not z.new:
-            return z
+            return dataclasses.replace(z, coefficients=Number(*z.coefficients[:2]))
         drop = len(z.new)
         slots = tuple(
             None if a is None else _longer(a, [term.operands[i] for term in z.new])[drop:]
@@ -223,8 +274,27 @@ class History(Holder):
             gram = jnp.concatenate([gram, jnp.swapaxes(added[:, : self.window], 0, 1)], 1)
             return jnp.concatenate([gram, added])[drop:, drop:]
 
+        if z.gram is None:
+            return HistoryState(slots, Number(u, v), None)
         rows = [jax.tree.map(lambda a, *new: _longer(a, new), old, *others) for old, others in self._rows(z)]
-        return HistoryState(slots, (u, v), jax.tree.map(larger, z.gram, *rows))
+        return HistoryState(slots, Number(u, v), jax.tree.map(larger, z.gram, *rows))
+
+
+def _norms(terms: tuple[Number, list[Number], Inner, list[tuple[Inner, list[Inner]]]]) -> tuple[Array, Array]:
+    """Squared norms of u and v, at least their own rounding, from all numbers and inner products."""
+    coefficients, numbers, gram, rows = terms
+
+    def norm(i: int) -> Array:
+        a, new, inner = coefficients[:2][i], [number[:2][i] for number in numbers], gram.both()[i]
+        total = jnp.sum(a[:, None] * a[None] * inner, (0, 1))
+        floor = jnp.sum(a * a * _diagonal(inner), 0)
+        for j, (old, others) in enumerate(rows):
+            total += 2 * new[j] * jnp.sum(a * old.both()[i], 0)
+            total += new[j] * sum(b * other.both()[i] for b, other in zip(new, others, strict=True))
+            floor += new[j] * new[j] * others[j].both()[i]
+        return jnp.maximum(total, float(jnp.finfo(total.dtype).eps) * floor)
+
+    return norm(0), norm(1)
 
 
 def _longer(stacked: Array, new: Sequence[Array]) -> Array:

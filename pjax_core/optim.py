@@ -195,7 +195,9 @@ class _Reflecting(ProjectionMethod):
         for _ in range(2):
             near |= {reader for n in near for reader, _ in graph.consumers[n]}
         near_loss = any(graph.nodes[n].kind == "loss" for n in near)
-        return functools.partial(History, window=self.window + near_loss) if wide else Edges
+        window = self.window + near_loss
+        gram = window > 1 or number not in self.cycle(graph)[0]
+        return functools.partial(History, window=window, gram=gram) if wide else Edges
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,8 @@ and return ``u`` with the output ``f(u)``. Exact up to rounding unless the docst
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,22 +67,18 @@ def project_sum_relu(
     """
     size = len(operands)
     total = sum(operands[1:], operands[0])
-    step = (target - total) / (size + 1 / weight)
-    on_slope = target - step / weight >= 0  # 1^T x + n step = target - step / weight
-    flat_shift = -jnp.maximum(total, 0) / size
-    flat_distance = size * flat_shift**2 + weight * target**2
-    # At the kink the sloped candidate is (x - mean, 0), Eq. 28's second line.
-    slope_shift = jnp.where(on_slope, step, -total / size)
-    slope_output = jnp.where(on_slope, target - step / weight, 0)
-    plane_distance = (size + 1 / weight) * step**2
+    slope = size + 1 / weight
+    on_slope = size * target + total / weight >= 0  # the hyperplane's nearest point; else the kink's, Eq. 28, line 2
     kink_distance = total**2 / size + weight * target**2
-    if exact:
-        slope_distance = jnp.where(on_slope, plane_distance, kink_distance)
-    else:
-        slope_distance = jnp.where(target == 0, kink_distance, plane_distance)
-    flat = flat_distance < slope_distance
-    shift = jnp.where(flat, flat_shift, slope_shift)
-    return tuple(x + shift for x in operands), jnp.where(flat, 0, slope_output)
+    plane = on_slope if exact else target != 0
+    slope_distance = jnp.where(plane, (target - total) ** 2 / slope, kink_distance)
+    flat = jnp.maximum(total, 0) ** 2 / size + weight * target**2 < slope_distance
+    on_slope &= ~flat
+    # The last operation is a quotient, which CPU's compiler makes once for all that read it.
+    way = jnp.where(on_slope, target - total, -jnp.where(flat, jnp.maximum(total, 0), total))
+    shift = way / jnp.where(on_slope, slope, size)
+    projected = tuple(x + shift for x in operands)
+    return projected, jax.nn.relu(sum(projected[1:], projected[0]))
 
 
 def project_max(x: Array, target: Array, weight: ArrayLike = 1, *, axes: tuple[int, ...]) -> tuple[Array, Array]:
@@ -193,26 +190,31 @@ def project_sign(x: Array, target: Array, weight: ArrayLike = 1) -> tuple[Array,
     return _nearest(x, target, weight, [(jnp.maximum(x, 0), one), (jnp.minimum(x, 0), -one), (zero, zero)])
 
 
-def dot_root(product: Array, norms: Sequence[Array], target: Array, weight: ArrayLike, operators: Operators) -> Array:
+def sum_and_difference(terms: Sequence[Array]) -> tuple[Array, Array]:
+    """Squared norms of the sum and the difference of vectors from p and what adds up to q, see :func:`dot_root`."""
+    product, *norms = terms
+    # Beginning with the largest array: a sum of thin ones would be one more of its size.
+    return sum(norms, 2 * product), sum(norms, -2 * product)
+
+
+def dot_root(
+    norms: Callable[[Any], tuple[Array, Array]], terms: Any, target: Array, weight: ArrayLike, operators: Operators
+) -> Array:
     """Solve Eq. 32 for lambda: ``((1 + l^2) p + l q) / (1 - l^2)^2 + l / weight = target``.
 
-    The left side increases on (-1, 1) because ``q >= 2 |p|``, so the root is unique when it exists. It does
-    unless the two vectors are equal up to sign, which Theorem 7 excludes; for those, and a target out of
-    reach, the exact root stops just inside the bracket and the output is not on the graph.
+    Here p is the inner product of the two vectors and q the sum of both squared norms. The left side increases on
+    (-1, 1) because ``q >= 2 |p|``, so the root is unique when it exists. It does unless the two vectors are equal up
+    to sign, which Theorem 7 excludes; for those, and a target out of reach, the exact root stops just inside the
+    bracket and the output is not on the graph.
 
     Args:
-        product: p, inner products of the two vectors.
-        norms: arrays that broadcast to that shape; their sum is q, the sum of both squared norms. They are summed
-            where they are used, so that a repeated norm takes no memory.
+        norms: ``norms(terms)`` returns the squared norms of the vectors' sum and difference, ``q + 2 p`` and
+            ``q - 2 p``. Called wherever they are used, so that they take no memory.
+        terms: a pytree of arrays.
         target, weight: see the module.
         operators: ``dot_newton_steps`` chooses between the bracketed, converged root and a fixed number
             of unguarded Newton steps from 0 (approximate; it can leave (-1, 1) for large targets).
     """
-
-    def both(product: Array) -> tuple[Array, Array]:
-        """Squared norms of the sum and of the difference of the vectors."""
-        norm = sum(norms, jnp.zeros((), product.dtype))
-        return norm + 2 * product, norm - 2 * product
 
     def newton(root: Array, plus: Array, minus: Array) -> Array:
         """One Newton step on ``plus / (4 (1 - l)^2) - minus / (4 (1 + l)^2) + l / weight - target``.
@@ -229,10 +231,18 @@ def dot_root(product: Array, norms: Sequence[Array], target: Array, weight: Arra
     # A step below eps^(2/3) (1 - l^2) leaves a quadratic error below eps: more steps would only round. In a
     # trained network nearly every root is there after three, of which the first, from 0, needs no evaluation; one
     # pass takes them and marks the others, because what leaves a pass costs more than what it computes.
-    tolerance = float(jnp.finfo(product.dtype).eps) ** (2 / 3)
+    tolerance = float(jnp.finfo(target.dtype).eps) ** (2 / 3)
 
-    def steps(count: int) -> tuple[Array, Array]:
-        plus, minus = both(product)
+    def norms_at(root: Array) -> tuple[Array, Array]:
+        """Both norms, made anew: what does not depend on the root the compiler would make before a loop, and hold."""
+        zero = root - root
+
+        def here(a: Array) -> Array:
+            return a + jnp.broadcast_to(zero, a.shape) if a.shape[a.ndim - zero.ndim :] == zero.shape else a
+
+        return norms(jax.tree.map(here, terms))
+
+    def steps(count: int, plus: Array, minus: Array) -> tuple[Array, Array]:
         root = (target - (plus - minus) / 4) * (1 / ((plus + minus) / 2 + 1 / weight))
         step = root
         for _ in range(count - 1):
@@ -240,23 +250,20 @@ def dot_root(product: Array, norms: Sequence[Array], target: Array, weight: Arra
             root = root - step
         return root, step
 
-    def guarded() -> Array:
+    def guarded(found: Array) -> Array:
         """Newton from the one inflection point ascends or descends to the root, but for a step past the pole."""
-        inside = 1 - float(jnp.finfo(product.dtype).epsneg)
+        inside = 1 - float(jnp.finfo(target.dtype).epsneg)
 
-        def step(root: Array) -> Array:
-            # Where the root is NaN so is the result. Else the compiler would make both norms before the loop and hold
-            # them through it.
-            here = jnp.where(root == root, product, 0)
-            return newton(root, *(jnp.maximum(norm, 0) for norm in both(here)))
+        def positive(root: Array) -> list[Array]:
+            return [jnp.maximum(norm, 0) for norm in norms_at(root)]
 
-        plus, minus = (jnp.maximum(norm, 0) for norm in both(product))
+        plus, minus = positive(found)
         ratio = jnp.sqrt(jnp.sqrt(minus / plus))  # ((1 + l) / (1 - l))^4 is minus / plus there
         inflection = jnp.clip(jnp.nan_to_num(1 - 2 / (1 + ratio)), -inside, inside)
 
         def refine(root: Array) -> Array:
             # Never more than half of the way to a pole, whence it comes back.
-            root = jnp.clip(root - step(root), (root - 1) / 2, (root + 1) / 2)
+            root = jnp.clip(root - newton(root, *positive(root)), (root - 1) / 2, (root + 1) / 2)
             return jnp.clip(root, -inside, inside)
 
         # What tells whether to go on reads the iterate anew: beside it, it would be made of all that the iterate is.
@@ -265,17 +272,23 @@ def dot_root(product: Array, norms: Sequence[Array], target: Array, weight: Arra
             moved = jnp.abs(refine(root) - root)  # near a pole by no less than rounding
             return jnp.any(moved > tolerance * (1 - root * root) + (1 - inside)) & (count < 100)
 
-        start = jnp.where(jnp.isnan(found), inflection, found), jnp.zeros((), jnp.int32)
+        start = jnp.where(found == lost, inflection, found), jnp.zeros((), jnp.int32)
         root, _ = jax.lax.while_loop(unfinished, lambda carry: (refine(carry[0]), carry[1] + 1), start)
         return refine(root)
 
     fixed = operators.dot_newton_steps
     if fixed is not None and fixed < 3:
-        return steps(fixed)[0]
-    root, step = steps(3)
-    found = jnp.where(jnp.abs(step) <= tolerance * (1 - root * root), root, jnp.nan)
-    others = guarded if fixed is None else lambda: steps(fixed)[0]
-    return jax.lax.cond(jnp.all(found == found), lambda: found, others)
+        return steps(fixed, *norms(terms))[0]
+    root, step = steps(3, *norms(terms))
+    lost = 2  # no root
+    found = jnp.where(jnp.abs(step) <= tolerance * (1 - root * root), root, lost)
+
+    def again(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        found, _ = carry
+        return guarded(found) if fixed is None else steps(fixed, *norms_at(found))[0], jnp.array(False)
+
+    # At most once. A conditional would copy what is found already, and batched it would do both.
+    return jax.lax.while_loop(lambda carry: carry[1], again, (found, jnp.any(found == lost)))[0]
 
 
 def project_dot(
@@ -288,7 +301,10 @@ def project_dot(
         target, weight: shape ``(...)``; see the module.
         operators: see :func:`dot_root`.
     """
-    root = dot_root(jnp.sum(x * w, -1), [jnp.sum(x * x + w * w, -1)], target, weight, operators)
+    # Sums by a matrix product, in full precision: CPU's compiler makes what it adds as it goes, in a sum it does not.
+    ones = jnp.ones(x.shape[-1:], x.dtype)
+    terms = [jnp.matmul(a, ones, precision="highest") for a in (x * w, x * x + w * w)]
+    root = dot_root(sum_and_difference, terms, target, weight, operators)
     lam = root[..., None]
     scale = 1 / (1 - lam * lam)
     return (x + lam * w) * scale, (w + lam * x) * scale, target - root / weight, root

@@ -135,8 +135,8 @@ DEFECTS = (
     Defect(
         "norms of a history's sum and difference exchanged",
         "history.py",
-        "plus, minus = self._norm(z)",
-        "minus, plus = self._norm(z)",
+        "return norm(0), norm(1)",
+        "return norm(1), norm(0)",
         ("test_architectures.py::test_every_representation_equals_edges[DR-MLP]",),
     ),
     Defect(

@@ -84,7 +84,7 @@ def test_a_record_outside_the_schema_is_named(runs: Path, write_run: Any, change
     ("key", "value", "message"),
     [
         ("metrics__test_accuracy", 95.0, "'metrics.test_accuracy' should be a fraction, got 95.0"),
-        ("metrics__time_to_99_s", float("nan"), "'metrics.time_to_99_s' should be a duration, got nan"),
+        ("metrics__time_to_99_s", float("nan"), "'metrics.time_to_99_s' should be a duration or null, got nan"),
         ("clocks__device_ms_per_step", None, "'clocks.device_ms_per_step' should be a duration, got None"),
         ("data__subset", 0, "'data.subset' should be a flag, got 0"),
     ],

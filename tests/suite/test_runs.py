@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
+from analysis.load import load_records
 from experiments import runner, training
 from experiments.cells import Planned
 from experiments.config import ROOT, RunConfig, UsageError, choices
@@ -184,10 +186,10 @@ def test_a_loss_that_is_not_finite_stops_a_run_with_finite_parameters(
 def test_an_event_that_is_no_json_is_not_written(
     short: Callable[..., Planned], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def train(config: RunConfig, data: Any, on_event: Callable[[Event], None]) -> None:
-        on_event(Event(0, 0, None, 0.5, float("nan"), 0.0, 0.0))
+    def train_seeds(configs: list[RunConfig], data: Any, on_event: Callable[[RunConfig, Event], None]) -> None:
+        on_event(configs[0], Event(0, 0, None, 0.5, float("nan"), 0.0, 0.0))
 
-    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(training, "train_seeds", train_seeds)
     planned = short("method=sgd")
     with pytest.raises(RunFailed, match="not JSON compliant"):
         execute(planned.config, planned.overrides, ignore)
@@ -223,6 +225,20 @@ def test_a_retry_that_cannot_be_done_keeps_the_failure(short: Callable[..., Plan
     with pytest.raises(UsageError, match="batch_size"):
         execute(planned.config, planned.overrides, ignore)
     assert [path.name for path in folder.iterdir()] == ["FAILED.json"]
+
+
+def test_seeds_of_a_cell_can_share_a_program(short: Callable[..., Planned], capsys: pytest.CaptureFixture[str]) -> None:
+    """All but the first, whose clocks count."""
+    runs = [dataclasses.replace(short("method=adam", f"seed={seed}"), together=True) for seed in range(3)]
+    other = dataclasses.replace(short("method=sgd", "seed=1"), together=True)
+    assert run_missing([*runs, other]) == {}
+    assert f"{run_id(runs[1].config)} and 1 more: started" in capsys.readouterr().out
+    assert [status_of(each.config) for each in (*runs, other)] == [Status.DONE] * 4
+    records = [json.loads((folder_of(each.config) / "record.json").read_text()) for each in (*runs, other)]
+    assert [bool(record["clocks"]) for record in records] == [True, False, False, True]
+    assert [record["metrics"]["time_to_99_s"] is None for record in records] == [False, True, True, False]
+    frame = load_records(runs[0].config.results_dir)
+    assert int(frame["device_ms_per_step"].isna().to_numpy().sum()) == 2
 
 
 def test_a_place_that_holds_no_results_is_named(short: Callable[..., Planned], tmp_path: Path) -> None:

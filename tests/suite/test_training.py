@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from experiments.compiled import EVALUATION_BATCH, TrainState, initial_state, ma
 from experiments.data import load
 from experiments.keys import key_for
 from experiments.records import Event
-from experiments.training import train
+from experiments.training import Diverged, Trained, train, train_seeds
 
 
 def test_keys_differ_by_axis_and_seed() -> None:
@@ -67,8 +68,9 @@ def test_two_short_chunks_are_one_long_chunk() -> None:
     apply: Any = model.apply
     start = initial_state(method, model.init(key, x), 20)
     short, long = (jax.jit(make_chunk(apply, method, batch_size=8, updates=n)) for n in (3, 6))
-    twice, _ = short(short(start, x, y, key)[0], x, y, key)
-    once, report = long(start, x, y, key)
+    rows = jnp.arange(20)
+    twice, _ = short(short(start, x, y, rows, key)[0], x, y, rows, key)
+    once, report = long(start, x, y, rows, key)
     jax.tree.map(np.testing.assert_array_equal, twice, once)
     assert bool(report.finite)
     assert int(report.first_bad) == -1
@@ -79,7 +81,8 @@ def test_two_short_chunks_are_one_long_chunk() -> None:
 def test_evaluation_counts_every_sample_once(n: int) -> None:
     key = jax.random.key(1)
     x, y = jax.random.normal(key, (n, 4)), jax.random.randint(key, (n,), 0, 4)
-    correct, loss = jax.jit(make_evaluation(lambda params, x: params * x))(jnp.float32(2), x, y)
+    rows = jax.random.permutation(key, n)
+    correct, loss = jax.jit(make_evaluation(lambda params, x: params * x))(jnp.float32(2), x, y, rows)
     assert int(correct) == int(np.sum(np.argmax(np.asarray(x), -1) == np.asarray(y)))
     expected = optax.softmax_cross_entropy_with_integer_labels(2 * x, y)
     np.testing.assert_allclose(loss, expected.sum(), rtol=1e-5)
@@ -148,3 +151,50 @@ def test_gradient_method_descends_the_mean_loss() -> None:
     params, _, loss = method.update(lambda p: (p - target) ** 2, params, method.init(params))
     np.testing.assert_allclose(loss, np.mean(np.square([1, 2, 6])), rtol=1e-6)
     np.testing.assert_allclose(params, 3.0, rtol=1e-6)  # the mean: 0 - 0.5 * 2 * (0 - 3)
+
+
+@pytest.mark.parametrize("method", ["adam", "dr", "ap"])
+def test_seeds_as_one_program_have_the_numbers_of_runs_alone(method: str, short: Callable[..., Planned]) -> None:
+    configs = [short(f"method={method}", f"seed={seed}", "protocol.patience=1").config for seed in range(3)]
+    data = load(configs[0].dataset, Path())
+    heard: list[tuple[int, Event]] = []
+    together = train_seeds(configs, data, lambda config, event: heard.append((config.seed, event)))
+    for config, outcome in zip(configs, together, strict=True):
+        events: list[Event] = []
+        alone = train(config, data, events.append)
+        assert isinstance(outcome, Trained)
+        assert (outcome.clocks, outcome.metrics.time_to_99_s) == (None, None)
+        times = {"train_s": None, "wall_s": 0.0, "validation_loss": 0.0, "train_loss": 0.0}
+        of_seed = [event for seed, event in heard if seed == config.seed]
+        assert [dataclasses.replace(e, **times) for e in of_seed] == [dataclasses.replace(e, **times) for e in events]
+        np.testing.assert_allclose(
+            [(event.validation_loss, event.train_loss or 0) for event in of_seed],
+            [(event.validation_loss, event.train_loss or 0) for event in events],
+            rtol=1e-4,
+        )
+        assert outcome.metrics == dataclasses.replace(alone.metrics, time_to_99_s=None)
+
+
+def test_a_seed_that_diverges_stops_no_other(short: Callable[..., Planned], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        """Has an infinite loss where the first weight is the smallest of the seeds'."""
+
+        steps_per_update = 1
+
+        def init(self, params: Any) -> tuple[()]:
+            return ()
+
+        def update(self, loss_fn: Any, params: Any, state: tuple[()]) -> tuple[Any, tuple[()], jax.Array]:
+            first = jax.tree.leaves(params)[1].ravel()[0]
+            return params, state, jnp.where(first <= smallest, jnp.inf, 1.0)
+
+    configs = [short("method=sgd", f"seed={seed}").config for seed in range(3)]
+    data = load(configs[0].dataset, Path())
+    model = MLP((32,), 10, output_bias=True)
+    inits: list[Any] = [model.init(key_for(c.seed, "init"), data.train_x[:1]) for c in configs]
+    firsts = [float(jax.tree.leaves(params)[1].ravel()[0]) for params in inits]
+    smallest = min(firsts)
+    monkeypatch.setattr(training, "build_method", lambda method, engine: Broken())
+    outcomes = train_seeds(configs, data, lambda config, event: None)
+    kinds = [type(outcome) for outcome in outcomes]
+    assert kinds == [Diverged if first == smallest else Trained for first in firsts]
