@@ -28,7 +28,7 @@ SELECTION = $(call arg,DATASET,dataset) $(call arg,PRESET,preset) $(call arg,SEE
             $(call arg,TOGETHER,together) $(call arg,MODEL,model) $(call arg,METHOD,method) $(call arg,ENGINE,engine)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint data reproduce tables status clean setup lock
+.PHONY: help demo test lint data reproduce tables status plan clean setup lock
 .DELETE_ON_ERROR:
 
 help: ## list the verbs
@@ -57,6 +57,9 @@ tables: $(STAMP) ## print ours beside published, from the records that exist: ta
 
 status: $(STAMP) ## grid of cells: done, running, failed, missing
 	@$(BIN)/python -m experiments.status $(call quoted,sweep=table$(TABLE)) $(SELECTION)
+
+plan: $(STAMP) ## what a table would take: runs to do, and the memory of each cell, before anything runs
+	@$(BIN)/python -m experiments.plan $(call quoted,sweep=table$(TABLE)) $(SELECTION)
 
 clean: ## remove caches and the virtual environment; never results or data
 	rm -rf .venv .pytest_cache .ruff_cache build dist *.egg-info

@@ -1,6 +1,6 @@
 """Speed and memory as ratios against a baseline in the same run.
 
-python -m benchmarks step | memory | depth | batch | compile | seeds | suite-overhead | compare [--help] [options]
+python -m benchmarks NAME [--help] [options]
 """
 
 import importlib
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-NAMES = ("step", "memory", "depth", "batch", "compile", "seeds", "suite-overhead", "compare")
+NAMES = ("step", "profile", "memory", "depth", "batch", "compile", "seeds", "suite-overhead", "compare")
 
 
 def _module(name: str) -> Any:

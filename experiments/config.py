@@ -125,6 +125,7 @@ class RunConfig:
     paths: PathsConfig = field(default_factory=PathsConfig)
     seed: int = MISSING
     retry_failed: bool = MISSING
+    memory_gb: float | None = MISSING
 
     @property
     def results_dir(self) -> Path:
@@ -163,6 +164,7 @@ def _validate(config: RunConfig) -> None:
     steps = method.steps_per_update if isinstance(method, ProjectionConfig) else 1
     checks = [
         (config.seed >= 0, f"seed={config.seed} is negative"),
+        (config.memory_gb is None or config.memory_gb > 0, f"memory_gb={config.memory_gb} is not positive"),
         (protocol.batch_size > 0, f"protocol.batch_size={protocol.batch_size} is not positive"),
         (
             0 < protocol.validation_fraction < 1,

@@ -108,8 +108,8 @@ def execute(config: RunConfig, overrides: Sequence[str], on_event: Callable[[Eve
         The record, or None if the run was finished before.
 
     Raises:
-        UsageError: the configuration is impossible, the data are missing, or there is no place for results; the run
-            leaves no trace.
+        UsageError: the configuration is impossible, the data are missing, there is no place for results, or the batch
+            does not fit in memory; the run leaves no trace.
         RunFailed: the run failed now, or did before and `retry_failed` is not set.
         RunBusy: another process has the run.
     """
@@ -154,6 +154,11 @@ def execute_together(
         try:
             data = next(iter(folders.values())).data
             trained = train_seeds([folder.config for folder in folders.values()], data, note)
+        except UsageError as error:
+            for i, folder in folders.items():
+                folder.withdraw()
+                outcomes[i] = error
+            return outcomes
         except Exception as error:
             return [folders[i].failed(error) if i in folders else outcome for i, outcome in enumerate(outcomes)]
         for (i, folder), outcome in zip(folders.items(), trained, strict=True):
@@ -240,6 +245,11 @@ class _Folder:
         self._events.write(json.dumps(dataclasses.asdict(event), allow_nan=False) + "\n")
         self._events.flush()
 
+    def withdraw(self) -> None:
+        """Leave no trace: the run could not begin."""
+        for name in ("config.yaml", "environment.json", "command.sh", "events.jsonl"):
+            (self.path / name).unlink()
+
     def finished(self, outcome: Any) -> Record:
         """Write the record."""
         data = self.data
@@ -285,7 +295,9 @@ def _failure(error: Exception, step: int) -> dict[str, Any]:
 def _write_command(path: Path, overrides: Sequence[str]) -> None:
     """The command that does this run, without the folders of the machine it ran on."""
     kept = [
-        override for override in overrides if not override.startswith(("paths.", "retry_failed", "hydra.", "+sweep"))
+        override
+        for override in overrides
+        if not override.startswith(("paths.", "retry_failed", "memory_gb", "hydra.", "+sweep"))
     ]
     command = shlex.join(["python", "-m", "experiments.run", *kept])
     path.write_text(f"#!/bin/sh\n# From the repository's root, in the environment of `make setup`.\n{command}\n")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.stages import Compiled
 from numpy.typing import NDArray
 
 from baselines.mlp import MLP
@@ -20,6 +21,7 @@ from experiments.compiled import Apply, initial_state, make_chunk, make_evaluati
 from experiments.config import ProtocolConfig, RunConfig, UsageError
 from experiments.data import Dataset
 from experiments.keys import key_for
+from experiments.memory import device_bytes, gigabytes, peak_bytes
 from experiments.methods import Method, build_method
 from experiments.records import Clocks, Event, Metrics
 from experiments.stopping import Patience, first_reaching
@@ -87,7 +89,7 @@ def train(config: RunConfig, data: Dataset, on_event: Callable[[Event], None]) -
         on_event: called after each evaluation, the first of them before any step.
 
     Raises:
-        UsageError: what `check` refuses.
+        UsageError: what `check` refuses, or a batch that does not fit in memory.
         Diverged: the parameters or a loss became infinite or NaN.
     """
     (outcome,) = train_seeds([config], data, lambda _, event: on_event(event))
@@ -111,8 +113,7 @@ def train_seeds(
     """
     config, protocol = configs[0], configs[0].protocol
     method = build_method(config.method, config.engine)
-    model = MLP(tuple(config.model.hidden), data.num_classes, config.model.skip, config.method.output_bias)
-    runs = _Runs(configs, model, method, data)
+    runs = _Runs(configs, _model(config, data), method, data)
     runs.loop(on_event)
 
     test = runs.split(data.test_x, data.test_y, [np.arange(len(data.test_y))] * len(configs))
@@ -152,6 +153,17 @@ def train_seeds(
         sizes = (split.rows.shape[-1] for split in (runs.data, runs.validation, test))
         outcomes.append(Trained(metrics, clocks, parameters, *sizes))
     return outcomes
+
+
+def predicted_bytes(config: RunConfig, data: Dataset) -> int | None:
+    """Memory of a run's training program from one evaluation to the next, of which nothing runs; None if unknown."""
+    check(config, data)
+    runs = _Runs([config], _model(config, data), build_method(config.method, config.engine), data)
+    return peak_bytes(runs.compile_chunk(config.protocol.batch_size))
+
+
+def _model(config: RunConfig, data: Dataset) -> MLP:
+    return MLP(tuple(config.model.hidden), data.num_classes, config.model.skip, config.method.output_bias)
 
 
 def _validation_size(data: Dataset, protocol: ProtocolConfig) -> int:
@@ -229,8 +241,7 @@ class _Runs:
     def loop(self, on_event: Callable[[RunConfig, Event], None]) -> None:
         """Train until patience or steps of every run end."""
         protocol = self.protocol
-        updates = protocol.evaluate_every // self.method.steps_per_update
-        chunk = self._compile_chunk(updates)
+        chunk = self._fitting_chunk()
         self._compiled_evaluation(self.validation)
         start = time.perf_counter()
         self._observe(0, 0, [None] * len(self.each), start, on_event)
@@ -266,14 +277,38 @@ class _Runs:
             self.compile_s += time.perf_counter() - before
         return self._evaluations[shapes]
 
-    def _compile_chunk(self, updates: int) -> Callable[..., Any]:
+    def compile_chunk(self, batch_size: int) -> Compiled:
+        """All updates from one evaluation to the next."""
         before = time.perf_counter()
-        chunk = make_chunk(self.apply, self.method, batch_size=self.protocol.batch_size, updates=updates)
+        updates = self.protocol.evaluate_every // self.method.steps_per_update
+        chunk = make_chunk(self.apply, self.method, batch_size=batch_size, updates=updates)
         chunk = self._batched(chunk, (0, None, None, 0, 0))
         # The state's buffers are reused for the next state.
         compiled = jax.jit(chunk, donate_argnums=0).lower(self._state, *self.data, self.keys).compile()
         self.compile_s += time.perf_counter() - before
         return compiled
+
+    def _fitting_chunk(self) -> Compiled:
+        """The training program, unless it takes more memory than there is.
+
+        Raises:
+            UsageError: says how much, and the largest power of two that fits as a batch.
+        """
+        batch, given = self.protocol.batch_size, self.configs[0].memory_gb
+        limit = 1e9 * given if given else device_bytes()
+        chunk = self.compile_chunk(batch)
+        needed = peak_bytes(chunk)
+        if limit is None or needed is None or needed <= limit:
+            return chunk
+        smaller = 2 ** (batch - 1).bit_length() // 2
+        while smaller and (peak_bytes(self.compile_chunk(smaller)) or 0) > limit:
+            smaller //= 2
+        largest = f"the largest batch that fits is {smaller}" if smaller else "not even one sample fits"
+        where = "memory_gb" if given else "this device"
+        raise UsageError(
+            f"protocol.batch_size={batch} takes {gigabytes(needed)} of memory, more than the {gigabytes(limit)} of "
+            f"{where}; {largest}"
+        )
 
     def _observe(
         self,

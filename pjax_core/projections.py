@@ -301,9 +301,7 @@ def project_dot(
         target, weight: shape ``(...)``; see the module.
         operators: see :func:`dot_root`.
     """
-    # Sums by a matrix product, in full precision: CPU's compiler makes what it adds as it goes, in a sum it does not.
-    ones = jnp.ones(x.shape[-1:], x.dtype)
-    terms = [jnp.matmul(a, ones, precision="highest") for a in (x * w, x * x + w * w)]
+    terms = [jnp.sum(x * w, -1), jnp.sum(x * x + w * w, -1)]
     root = dot_root(sum_and_difference, terms, target, weight, operators)
     lam = root[..., None]
     scale = 1 / (1 - lam * lam)

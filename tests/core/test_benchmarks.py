@@ -140,6 +140,45 @@ def test_compare(tmp_path, capsys):
 
 
 def test_the_benchmarks_are_listed(capsys):
-    with pytest.raises(SystemExit, match="'speed' is no benchmark; choose step, memory, depth, compile, compare"):
+    with pytest.raises(SystemExit, match=r"'speed' is no benchmark; choose step, profile, .*, suite-overhead, compare"):
         benchmarks_main(["speed"])
-    assert "step     Time and memory of one step" in capsys.readouterr().out
+    assert "step           Time and memory of one step" in capsys.readouterr().out
+
+
+def test_batch(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(NETWORKS, "mnist mlp_1x128", mlp("tiny", 5, [4]))
+    sizes = ["--batches", "2", "3", "--steps", "2", "--rounds", "1", "--edges-gb", "1.5e-6"]
+    benchmarks_main(["batch", *sizes, "--json", str(tmp_path / "batch.json")])
+    results = json.loads((tmp_path / "batch.json").read_text())["results"]
+    small, large = (line.split() for line in capsys.readouterr().out.splitlines()[2:])
+    assert (small[0], large[0]) == tuple(results) == ("2", "3")
+    assert small[-1] == f"{results['2']['AP, edges']['step_ms'] / results['2']['AP']['step_ms']:.0f}x"
+    assert " ".join(large[-2:]) == "too large"
+
+
+def test_seeds(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(NETWORKS, "mnist mlp_1x128", mlp("tiny", 5, [4]))
+    arguments = ["--network", "mnist mlp_1x128", "--seeds", "2", "--batch", "3"]
+    benchmarks_main(["seeds", *arguments, "--json", str(tmp_path / "seeds.json")])
+    results = json.loads((tmp_path / "seeds.json").read_text())["results"]["mnist mlp_1x128"]
+    assert list(results) == ["SGD", "SGD, 2 seeds", "AP", "AP, 2 seeds", "DR", "DR, 2 seeds"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["SGD", "AP", "DR"]
+
+
+def test_suite_overhead(tmp_path, capsys):
+    arguments = ["--steps", "100", "--samples", "600", "--json", str(tmp_path / "overhead.json")]
+    benchmarks_main(["suite-overhead", *arguments])
+    results = json.loads((tmp_path / "overhead.json").read_text())["results"]
+    assert list(results) == ["sgd", "adam", "dr", "ap", "cp"]
+    assert all(found["end_to_end"] >= found["device"] > 0 for found in results.values())
+    assert "nothing was compiled after the first evaluation" in capsys.readouterr().out
+
+
+def test_profile(capsys, monkeypatch):
+    monkeypatch.setitem(NETWORKS, "mnist mlp_1x128", mlp("tiny", 5, [4]))
+    benchmarks_main(["profile", "--method", "DR", "--batch", "3", "--steps", "2", "--top", "4"])
+    rows = capsys.readouterr().out.splitlines()[2:]
+    times = [float(row.split()[0]) for row in rows]
+    assert len(times) == 5
+    assert times[:4] == sorted(times[:4], reverse=True)
+    assert times[-1] >= sum(times[:4]) > 0

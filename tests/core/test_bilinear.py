@@ -198,6 +198,4 @@ def test_the_precision_of_a_product_is_kept(name, representation):
             return loss_fn(w, None)
 
     assert precisions(by_context) == {"(Precision.HIGHEST, Precision.HIGHEST)"}
-    # Edges add their squares in full precision, whatever the products have.
-    sums = {"(Precision.HIGHEST, Precision.HIGHEST)"} if representation == "edges" else set()
-    assert precisions(lambda w: loss_fn(w, lax.Precision.HIGH)) == {"(Precision.HIGH, Precision.HIGH)"} | sums
+    assert precisions(lambda w: loss_fn(w, lax.Precision.HIGH)) == {"(Precision.HIGH, Precision.HIGH)"}

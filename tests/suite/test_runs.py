@@ -22,9 +22,11 @@ from analysis.load import load_records
 from experiments import runner, training
 from experiments.cells import Planned
 from experiments.config import ROOT, RunConfig, UsageError, choices
+from experiments.data import load
 from experiments.records import Event, run_id, scientific_config
 from experiments.reproduce import run_missing
 from experiments.runner import RunBusy, RunFailed, Status, execute, folder_of, status_of
+from experiments.training import predicted_bytes
 
 DIVERGING = ("method=sgd", "method.learning_rate=1e30")
 
@@ -239,6 +241,25 @@ def test_seeds_of_a_cell_can_share_a_program(short: Callable[..., Planned], caps
     assert [record["metrics"]["time_to_99_s"] is None for record in records] == [False, True, True, False]
     frame = load_records(runs[0].config.results_dir)
     assert int(frame["device_ms_per_step"].isna().to_numpy().sum()) == 2
+
+
+def test_a_batch_that_does_not_fit_is_refused_with_the_largest_that_does(short: Callable[..., Planned]) -> None:
+    config = short("method=dr", "protocol.batch_size=300").config
+    data = load(config.dataset, Path())
+    needed = {
+        size: predicted_bytes(short("method=dr", f"protocol.batch_size={size}").config, data) or 0
+        for size in (300, 256, 128, 64)
+    }
+    assert needed[300] > needed[256] > needed[128] > needed[64] > 0
+    limit = (needed[128] + needed[64]) / 2e9
+    planned = short("method=dr", "protocol.batch_size=300", f"memory_gb={limit}")
+    with pytest.raises(UsageError, match=r"batch_size=300 takes .* GB .*memory_gb; the largest batch that fits is 64$"):
+        execute(planned.config, planned.overrides, ignore)
+    assert status_of(planned.config) is Status.MISSING
+    assert [path.name for path in folder_of(planned.config).iterdir()] == ["run.lock"]
+    fits = short("method=dr", "protocol.batch_size=64", f"memory_gb={limit}")
+    assert execute(fits.config, fits.overrides, ignore) is not None
+    assert "memory_gb" not in (folder_of(fits.config) / "command.sh").read_text()
 
 
 def test_a_place_that_holds_no_results_is_named(short: Callable[..., Planned], tmp_path: Path) -> None:

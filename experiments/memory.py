@@ -1,0 +1,47 @@
+"""Memory of a compiled program, known before it runs, and of the device that is to run it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import jax
+from jax.stages import Compiled
+
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+"""Where Linux says what a container may take."""
+
+
+def peak_bytes(compiled: Compiled) -> int | None:
+    """Arguments, results and temporaries of a compiled program, as far as they are not the same buffers.
+
+    None where the compiler does not tell.
+    """
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return None
+    buffers = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return buffers - memory.alias_size_in_bytes
+
+
+def device_bytes() -> int | None:
+    """What JAX may take of the default device; of a processor the main memory, or a container's share of it.
+
+    None where nobody tells.
+    """
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    try:
+        found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    except (AttributeError, ValueError, OSError):
+        found = []
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
+        found.append(int(CGROUP_LIMIT.read_text()))
+    return min(found, default=None)
+
+
+def gigabytes(size: float) -> str:
+    """A size in words."""
+    return f"{size / 1e9:.3g} GB"
