@@ -21,10 +21,12 @@ class GradientMethod:
     Attributes:
         transform: for example `optax.adam(1e-3)`.
         steps_per_update: how many steps of the protocol one update counts as.
+        batches_well: whether several runs as one batched computation are no slower than one after the other.
     """
 
     transform: optax.GradientTransformation
     steps_per_update: int = 1
+    batches_well: bool = True
 
     def init(self, params: Params) -> Any:
         """The method's state for these parameters."""

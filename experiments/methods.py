@@ -29,6 +29,11 @@ class Method(Protocol):
         """How many steps of the protocol one update, on one batch, counts as."""
         ...
 
+    @property
+    def batches_well(self) -> bool:
+        """Whether several runs as one batched computation are no slower on a processor than one after the other."""
+        ...
+
     def init(self, params: Params) -> Any:
         """The method's state for these parameters."""
         ...
@@ -48,6 +53,11 @@ class ProjectionMethod:
     def steps_per_update(self) -> int:
         """K of Algorithm 1."""
         return self.optimizer.steps_per_update
+
+    @property
+    def batches_well(self) -> bool:
+        """Not with copies of edges, which leave a processor's caches."""
+        return not isinstance(self.optimizer, optim.DouglasRachford)
 
     def init(self, params: Params) -> tuple[()]:
         """Nothing."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.stages import Compiled
 from numpy.typing import NDArray
 
@@ -231,6 +232,18 @@ class _Runs:
     def _batched(self, fun: Callable[..., Any], axes: tuple[int | None, ...]) -> Callable[..., Any]:
         return jax.vmap(fun, in_axes=axes) if self.together else fun
 
+    def _chunk(self, batch_size: int) -> Callable[..., Any]:
+        updates = self.protocol.evaluate_every // self.method.steps_per_update
+        chunk = make_chunk(self.apply, self.method, batch_size=batch_size, updates=updates)
+        if not self.together or self.method.batches_well or jax.default_backend() != "cpu":
+            return self._batched(chunk, (0, None, None, 0, 0))
+
+        # One run after the other in one program: `python -m benchmarks seeds` shows both ways.
+        def mapped(state: Any, x: jax.Array, y: jax.Array, rows: jax.Array, keys: jax.Array) -> Any:
+            return lax.map(lambda own: chunk(own[0], x, y, *own[1:]), (state, rows, keys))
+
+        return mapped
+
     def _of(self, tree: Any, i: int) -> Any:
         """A run's part of what all have, on the host: a copy that outlives the donation of the device's buffers."""
         return jax.tree.map(lambda leaf: np.array(leaf[i] if self.together else leaf, copy=True), tree)
@@ -280,11 +293,9 @@ class _Runs:
     def compile_chunk(self, batch_size: int) -> Compiled:
         """All updates from one evaluation to the next."""
         before = time.perf_counter()
-        updates = self.protocol.evaluate_every // self.method.steps_per_update
-        chunk = make_chunk(self.apply, self.method, batch_size=batch_size, updates=updates)
-        chunk = self._batched(chunk, (0, None, None, 0, 0))
         # The state's buffers are reused for the next state.
-        compiled = jax.jit(chunk, donate_argnums=0).lower(self._state, *self.data, self.keys).compile()
+        chunk = jax.jit(self._chunk(batch_size), donate_argnums=0)
+        compiled = chunk.lower(self._state, *self.data, self.keys).compile()
         self.compile_s += time.perf_counter() - before
         return compiled
 

@@ -161,7 +161,7 @@ def test_seeds(tmp_path, capsys, monkeypatch):
     arguments = ["--network", "mnist mlp_1x128", "--seeds", "2", "--batch", "3"]
     benchmarks_main(["seeds", *arguments, "--json", str(tmp_path / "seeds.json")])
     results = json.loads((tmp_path / "seeds.json").read_text())["results"]["mnist mlp_1x128"]
-    assert list(results) == ["SGD", "SGD, 2 seeds", "AP", "AP, 2 seeds", "DR", "DR, 2 seeds"]
+    assert list(results) == [f"{method}{way}" for method in ("SGD", "AP", "DR") for way in ("", ", vmap", ", map")]
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["SGD", "AP", "DR"]
 
 

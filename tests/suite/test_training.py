@@ -179,7 +179,7 @@ def test_a_seed_that_diverges_stops_no_other(short: Callable[..., Planned], monk
     class Broken:
         """Has an infinite loss where the first weight is the smallest of the seeds'."""
 
-        steps_per_update = 1
+        steps_per_update, batches_well = 1, True
 
         def init(self, params: Any) -> tuple[()]:
             return ()
