@@ -133,6 +133,13 @@ DEFECTS = (
         ("test_roots.py::test_exact_prox_solves_equation_49",),
     ),
     Defect(
+        "what was reflected taken for its projection",
+        "history.py",
+        "before: [(1, reflected), (-2, way)]",
+        "before: [(1, reflected), (-1, way)]",
+        ("test_architectures.py::test_every_representation_equals_edges[DR-CNN]",),
+    ),
+    Defect(
         "norms of a history's sum and difference exchanged",
         "history.py",
         "return norm(0), norm(1)",
