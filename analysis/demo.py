@@ -175,7 +175,7 @@ def _curve(run_folder: Path) -> Curve:
 
 
 def _spread(curves: Sequence[NDArray[np.float64]]) -> float:
-    lasts = [float(curve.max()) for curve in curves if curve.size]
+    lasts = [float(curve.max()) for curve in curves if curve.size and np.isfinite(curve).all()]  # the timed ones
     return max(lasts) / min(lasts) if lasts and min(lasts) > 0 else 1.0
 
 

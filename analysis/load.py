@@ -154,6 +154,8 @@ def _value(path: Path, record: dict[str, Any], field: _Field) -> Any:
         if not isinstance(value, dict) or key not in value:
             raise LoadError(f"{path}: key '{field.path}' is missing")
         value = value[key]
+    if value is None and field.kind == "duration or null":
+        return math.nan
     if not _is(field.kind, value):
         raise LoadError(f"{path}: '{field.path}' should be a {field.kind}, got {value!r}")
     return value
@@ -175,7 +177,7 @@ def _is(kind: str, value: Any) -> bool:
         case "duration":
             return number and value >= 0
         case "duration or null":
-            return value is None or (number and value >= 0)
+            return number and value >= 0
         case _:
             raise ValueError(f"unknown kind of field: {kind}")
 

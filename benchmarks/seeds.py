@@ -2,8 +2,8 @@
 
     python -m benchmarks seeds [--network NAME ...] [--seeds 5] [--batch 256] [--json FILE]
 
-Every run takes 50 steps from parameters and on a batch of its own; a step of the program is a step of all. Below 5
-it pays to have one program. On a processor the harness takes map for DR and vmap for the rest.
+Every run takes 50 steps, all of them from the same parameters on the same batch; a step of the program is a step of
+all. Below 5 it pays to have one program. On a processor the harness takes map for DR and vmap for the rest.
 """
 
 import argparse

@@ -64,7 +64,7 @@ def overhead(method: str, data: Dataset, steps: int) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3000, help="counted steps, a multiple of 50 (default 3000)")
+    parser.add_argument("--steps", type=int, default=3000, help="counted steps: a multiple of 1000, or of 50 below it")
     parser.add_argument("--samples", type=int, default=60_000, help="training samples (default 60000)")
     parser.add_argument("--json", type=Path, help="write the numbers with device and versions to this file")
     options = parser.parse_args(arguments)

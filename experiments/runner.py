@@ -124,7 +124,7 @@ def execute_together(
 ) -> list[Record | Exception | None]:
     """Do runs that differ by their seeds alone as one program; see `execute` for what becomes of each.
 
-    One that `execute` would refuse, or that fails, stops no other.
+    One that `execute` would refuse, or that diverges, stops no other; what else goes wrong in training is all's.
     """
     outcomes: list[Record | Exception | None] = [None] * len(runs)
     with ExitStack() as stack:
@@ -187,17 +187,20 @@ def _owned(
     except OSError as error:
         raise UsageError(f"paths.results={config.paths.results} cannot hold a run: {error}") from error
     try:
-        # A process that asks for the status holds the lock for a moment, and is no owner to give way to.
-        stack.enter_context(FileLock(path / "run.lock", timeout=OWNER_SECONDS))
+        with ExitStack() as own:
+            # A process that asks for the status holds the lock for a moment, and is no owner to give way to.
+            own.enter_context(FileLock(path / "run.lock", timeout=OWNER_SECONDS))
+            # Another process may have ended the run between the first look and the lock.
+            status = _settled(path)
+            if status is Status.DONE:
+                return None
+            if status is Status.FAILED and not config.retry_failed:
+                raise RunFailed(_earlier_failure(path))
+            folder = _Folder(path, config, data, overrides, own)
+            stack.push(own.pop_all())
+            return folder
     except Timeout as error:
         raise RunBusy(f"{path.name} is being worked on by another process") from error
-    # Another process may have ended the run between the first look and the lock.
-    status = _settled(path)
-    if status is Status.DONE:
-        return None
-    if status is Status.FAILED and not config.retry_failed:
-        raise RunFailed(_earlier_failure(path))
-    return _Folder(path, config, data, overrides, stack)
 
 
 def _settled(folder: Path) -> Status:
@@ -233,7 +236,9 @@ class _Folder:
 
         self.path, self.config, self.data = path, config, data
         self._started, self._environment, self._step = _now(), describe(), 0
-        (path / "FAILED.json").unlink(missing_ok=True)
+        failure = path / "FAILED.json"
+        self._earlier = failure.read_text() if failure.exists() else None
+        failure.unlink(missing_ok=True)
         (path / "config.yaml").write_text(yaml.safe_dump(scientific_config(config), sort_keys=False))
         write_json(path / "environment.json", self._environment)
         _write_command(path / "command.sh", overrides)
@@ -246,7 +251,10 @@ class _Folder:
         self._events.flush()
 
     def withdraw(self) -> None:
-        """Leave no trace: the run could not begin."""
+        """Leave no trace, or an earlier failure: the run could not begin."""
+        if self._earlier is not None:
+            (self.path / "FAILED.json").write_text(self._earlier)
+            return
         for name in ("config.yaml", "environment.json", "command.sh", "events.jsonl"):
             (self.path / name).unlink()
 

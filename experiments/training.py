@@ -18,7 +18,7 @@ from jax.stages import Compiled
 from numpy.typing import NDArray
 
 from baselines.mlp import MLP
-from experiments.compiled import Apply, initial_state, make_chunk, make_evaluation, make_update
+from experiments.compiled import Apply, TrainState, initial_state, make_chunk, make_evaluation, make_update
 from experiments.config import ProtocolConfig, RunConfig, UsageError
 from experiments.data import Dataset
 from experiments.keys import key_for
@@ -41,6 +41,10 @@ PROBE_AT_LEAST = 5
 
 PROBE_WARM_UP = 3
 """How many come before it, untimed."""
+
+
+RUNS = TrainState(0, 0, None, 0)  # type: ignore[arg-type]
+"""Axes of several runs' states. They share the number of updates, or each would draw an order at every one."""
 
 
 class Diverged(Exception):
@@ -116,6 +120,8 @@ def train_seeds(
     method = build_method(config.method, config.engine)
     runs = _Runs(configs, _model(config, data), method, data)
     runs.loop(on_event)
+    if all(one.diverged for one in runs.each):
+        return [one.diverged for one in runs.each if one.diverged]
 
     test = runs.split(data.test_x, data.test_y, [np.arange(len(data.test_y))] * len(configs))
     best = runs.stack([each.best for each in runs.each])
@@ -157,7 +163,7 @@ def train_seeds(
 
 
 def predicted_bytes(config: RunConfig, data: Dataset) -> int | None:
-    """Memory of a run's training program from one evaluation to the next, of which nothing runs; None if unknown."""
+    """Memory of a run's training program from one evaluation to the next, without a step of it; None if unknown."""
     check(config, data)
     runs = _Runs([config], _model(config, data), build_method(config.method, config.engine), data)
     return peak_bytes(runs.compile_chunk(config.protocol.batch_size))
@@ -216,7 +222,7 @@ class _Runs:
         params = jax.jit(init)(self.stack([key_for(c.seed, "init") for c in configs]), self.data.x[:1])
         self.keys = self.stack([key_for(c.seed, "order") for c in configs])
         self.each = [_One(Patience(self.protocol.patience), self._of(params, i)) for i in range(len(configs))]
-        start = self._batched(lambda params: initial_state(method, params, n - n_validation), (0,))
+        start = self._batched(lambda params: initial_state(method, params, n - n_validation), (0,), RUNS)
         self._state = start(params)
         self._evaluations: dict[Any, Callable[..., Any]] = {}
 
@@ -229,18 +235,22 @@ class _Runs:
         """Samples and every run's rows of them, on the device."""
         return Split(jax.device_put(x), jax.device_put(y), self.stack([np.asarray(r, np.int32) for r in rows]))
 
-    def _batched(self, fun: Callable[..., Any], axes: tuple[int | None, ...]) -> Callable[..., Any]:
-        return jax.vmap(fun, in_axes=axes) if self.together else fun
+    def _batched(self, fun: Callable[..., Any], axes: tuple[Any, ...], out_axes: Any = 0) -> Callable[..., Any]:
+        return jax.vmap(fun, axes, out_axes) if self.together else fun
 
     def _chunk(self, batch_size: int) -> Callable[..., Any]:
         updates = self.protocol.evaluate_every // self.method.steps_per_update
         chunk = make_chunk(self.apply, self.method, batch_size=batch_size, updates=updates)
         if not self.together or self.method.batches_well or jax.default_backend() != "cpu":
-            return self._batched(chunk, (0, None, None, 0, 0))
+            return self._batched(chunk, (RUNS, None, None, 0, 0), (RUNS, 0))
 
         # One run after the other in one program: `python -m benchmarks seeds` shows both ways.
-        def mapped(state: Any, x: jax.Array, y: jax.Array, rows: jax.Array, keys: jax.Array) -> Any:
-            return lax.map(lambda own: chunk(own[0], x, y, *own[1:]), (state, rows, keys))
+        def mapped(state: TrainState, x: jax.Array, y: jax.Array, rows: jax.Array, keys: jax.Array) -> Any:
+            def one(own: tuple[TrainState, jax.Array, jax.Array]) -> Any:
+                return chunk(own[0]._replace(update=state.update), x, y, *own[1:])
+
+            after, reports = lax.map(one, (state._replace(update=()), rows, keys))
+            return after._replace(update=after.update[0]), reports
 
         return mapped
 
@@ -311,11 +321,16 @@ class _Runs:
         needed = peak_bytes(chunk)
         if limit is None or needed is None or needed <= limit:
             return chunk
+        where = "memory_gb" if given else "this device"
+        if self.together:
+            raise UsageError(
+                f"{len(self.each)} seeds in one program take {gigabytes(needed)} of memory, more than the "
+                f"{gigabytes(limit)} of {where}; run them one by one: together=no"
+            )
         smaller = 2 ** (batch - 1).bit_length() // 2
         while smaller and (peak_bytes(self.compile_chunk(smaller)) or 0) > limit:
             smaller //= 2
-        largest = f"the largest batch that fits is {smaller}" if smaller else "not even one sample fits"
-        where = "memory_gb" if given else "this device"
+        largest = f"the largest power of two that fits is {smaller}" if smaller else "not even one sample fits"
         raise UsageError(
             f"protocol.batch_size={batch} takes {gigabytes(needed)} of memory, more than the {gigabytes(limit)} of "
             f"{where}; {largest}"

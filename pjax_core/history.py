@@ -261,7 +261,7 @@ class History(Holder):
     def settle(self, z: HistoryState) -> HistoryState:
         """Make slots of what is new, folding what the window cannot hold."""
         if not z.new:
-            return dataclasses.replace(z, coefficients=Number(*z.coefficients[:2]))
+            return dataclasses.replace(z, coefficients=Number(*z.coefficients[:2]), origin=None)
         drop = len(z.new)
         slots = tuple(
             None if a is None else _longer(a, [term.operands[i] for term in z.new])[drop:]

@@ -60,7 +60,7 @@ def project_sum_relu(
 
     Args:
         operands: n arrays of one shape.
-        target, weight: see the module.
+        target, weight: see the module. The output is that of the projected operands: zero to rounding at the kink.
         exact: ``False`` reproduces the published choice of candidate, which takes the distance of the
             sloped part to its whole hyperplane wherever ``target != 0``. It misses the nearest point on
             about a third of the points with a negative target.

@@ -25,7 +25,7 @@ from experiments.config import ROOT, RunConfig, UsageError, choices
 from experiments.data import load
 from experiments.records import Event, run_id, scientific_config
 from experiments.reproduce import run_missing
-from experiments.runner import RunBusy, RunFailed, Status, execute, folder_of, status_of
+from experiments.runner import RunBusy, RunFailed, Status, execute, execute_together, folder_of, status_of
 from experiments.training import predicted_bytes
 
 DIVERGING = ("method=sgd", "method.learning_rate=1e30")
@@ -253,13 +253,40 @@ def test_a_batch_that_does_not_fit_is_refused_with_the_largest_that_does(short: 
     assert needed[300] > needed[256] > needed[128] > needed[64] > 0
     limit = (needed[128] + needed[64]) / 2e9
     planned = short("method=dr", "protocol.batch_size=300", f"memory_gb={limit}")
-    with pytest.raises(UsageError, match=r"batch_size=300 takes .* GB .*memory_gb; the largest batch that fits is 64$"):
+    with pytest.raises(
+        UsageError, match=r"batch_size=300 takes .* GB .*memory_gb; the largest power of two that fits is 64$"
+    ):
         execute(planned.config, planned.overrides, ignore)
     assert status_of(planned.config) is Status.MISSING
     assert [path.name for path in folder_of(planned.config).iterdir()] == ["run.lock"]
+    # An earlier failure stays what it was, and seeds that do not fit together are told apart from a batch.
+    again = short("method=dr", "protocol.batch_size=300", f"memory_gb={limit}", "retry_failed=true")
+    (folder_of(again.config) / "FAILED.json").write_text("{}")
+    with pytest.raises(UsageError, match="batch_size=300"):
+        execute(again.config, again.overrides, ignore)
+    assert (folder_of(again.config) / "FAILED.json").read_text() == "{}"
+    pair = [short("method=ap", "protocol.batch_size=64", "memory_gb=1e-6", f"seed={seed}") for seed in (1, 2)]
+    together = execute_together([(each.config, each.overrides) for each in pair], lambda _, event: None)
+    assert all("2 seeds in one program take" in str(outcome) for outcome in together)
     fits = short("method=dr", "protocol.batch_size=64", f"memory_gb={limit}")
     assert execute(fits.config, fits.overrides, ignore) is not None
     assert "memory_gb" not in (folder_of(fits.config) / "command.sh").read_text()
+
+
+def test_a_run_that_failed_earlier_is_not_held_while_others_of_its_group_run(short: Callable[..., Planned]) -> None:
+    runs = [short("method=adam", f"seed={seed}") for seed in (1, 2)]
+    failed = folder_of(runs[0].config)
+    failed.mkdir(parents=True)
+    (failed / "FAILED.json").write_text(json.dumps({"step": 50, "type": "Diverged", "message": "lost"}))
+    seen: list[Status] = []
+
+    def look(_: RunConfig, event: Event) -> None:
+        seen.append(status_of(runs[0].config))
+
+    outcomes = execute_together([(each.config, each.overrides) for each in runs], look)
+    assert isinstance(outcomes[0], RunFailed)
+    assert set(seen) == {Status.FAILED}
+    assert status_of(runs[1].config) is Status.DONE
 
 
 def test_a_place_that_holds_no_results_is_named(short: Callable[..., Planned], tmp_path: Path) -> None:

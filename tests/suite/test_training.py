@@ -21,7 +21,7 @@ from experiments.compiled import EVALUATION_BATCH, TrainState, initial_state, ma
 from experiments.data import load
 from experiments.keys import key_for
 from experiments.records import Event
-from experiments.training import Diverged, Trained, train, train_seeds
+from experiments.training import RUNS, Diverged, Trained, train, train_seeds
 
 
 def test_keys_differ_by_axis_and_seed() -> None:
@@ -198,3 +198,17 @@ def test_a_seed_that_diverges_stops_no_other(short: Callable[..., Planned], monk
     outcomes = train_seeds(configs, data, lambda config, event: None)
     kinds = [type(outcome) for outcome in outcomes]
     assert kinds == [Diverged if first == smallest else Trained for first in firsts]
+
+
+def test_seeds_draw_an_order_no_more_often_than_one() -> None:
+    """At the start of an epoch: a batched condition would draw at every update."""
+    key = jax.random.key(0)
+    x, y = jax.random.normal(key, (20, 6)), jnp.arange(20) % 3
+    model, method = MLP((5,), 3), GradientMethod(optax.sgd(0.1))
+    apply: Any = model.apply
+    chunk = make_chunk(apply, method, batch_size=8, updates=3)
+    keys = jax.random.split(key, 2)
+    states = jax.vmap(lambda k: initial_state(method, model.init(k, x), 20), 0, RUNS)(keys)
+    rows = jnp.stack([jnp.arange(20)] * 2)
+    jaxpr = jax.make_jaxpr(jax.vmap(chunk, (RUNS, None, None, 0, 0), (RUNS, 0)))(states, x, y, rows, keys)
+    assert " cond[" in str(jaxpr)
