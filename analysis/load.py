@@ -174,9 +174,7 @@ def _is(kind: str, value: Any) -> bool:
             return number and isinstance(value, int) and value >= 0
         case "fraction":
             return number and 0 <= value <= 1
-        case "duration":
-            return number and value >= 0
-        case "duration or null":
+        case "duration" | "duration or null":
             return number and value >= 0
         case _:
             raise ValueError(f"unknown kind of field: {kind}")

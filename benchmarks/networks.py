@@ -13,7 +13,7 @@ from jax import Array
 from baselines.cnn import CNN
 from baselines.mlp import MLP
 from baselines.rnn import RNN
-from pjax_core import nn, optim
+from pjax_core import EXACT, PUBLISHED, nn, optim
 from pjax_core.bilinear import Dots
 from pjax_core.graph import Graph
 from pjax_core.trace import trace_with_arrays
@@ -22,6 +22,8 @@ STEPS = 50  # of one program: K of Algorithm 1
 CHARACTERS, SYMBOLS = 64, 65  # of Shakespeare's windows (Section 5.1) and his works
 
 Program = Callable[[Any, Array, Array], Any]  # of (params, x, y)
+
+OPERATORS = {"published": PUBLISHED, "exact": EXACT}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import jax
 
-import pjax_core as pjax
 from benchmarks.measure import environment
-from benchmarks.networks import NETWORKS, Network, Program
+from benchmarks.networks import NETWORKS, OPERATORS, Network, Program
 from pjax_core import optim
 
 METHODS = {
@@ -25,7 +24,6 @@ METHODS = {
     "CP": optim.CyclicProjections,
     "DR": optim.DouglasRachford,
 }
-OPERATORS = {"published": pjax.PUBLISHED, "exact": pjax.EXACT}
 _INSTRUCTION = re.compile(r'\s+(?:ROOT )?%(\S+) = (\([^=]*\)|\S+) [\w-]+\((?:.*op_name="([^"]*)")?')
 
 

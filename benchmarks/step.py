@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pjax_core as pjax
 from benchmarks.measure import Measurement, environment, measure, write
-from benchmarks.networks import NETWORKS, STEPS, Network, Program
+from benchmarks.networks import NETWORKS, OPERATORS, STEPS, Network, Program
 from pjax_core import optim
 
 EDGE_STEPS = 3
@@ -28,7 +28,7 @@ def cases(network: Network, *, edges: bool = True, steps: int = STEPS) -> dict[s
         return network.projection_steps(method), method.steps_per_update
 
     found = {"SGD": (network.gradient_steps(steps), steps), "products": (network.products(steps), steps)}
-    for name, operators in (("published", pjax.PUBLISHED), ("exact", pjax.EXACT)):
+    for name, operators in OPERATORS.items():
         found[f"AP {name}"] = projections(optim.AlternatingProjections(steps, operators))
         found[f"CP {name}"] = projections(optim.CyclicProjections(steps, operators))
         found[f"DR {name}"] = projections(optim.DouglasRachford(steps, operators))

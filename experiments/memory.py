@@ -42,6 +42,11 @@ def device_bytes() -> int | None:
     return min(found, default=None)
 
 
+def limit_bytes(memory_gb: float | None) -> float | None:
+    """What a run may take: what its configuration says (10^9 bytes), or what the device has."""
+    return device_bytes() if memory_gb is None else 1e9 * memory_gb
+
+
 def gigabytes(size: float) -> str:
     """A size in words."""
     return f"{size / 1e9:.3g} GB"

@@ -13,14 +13,14 @@ from rich.table import Table
 
 from experiments.cells import Planned, parse
 from experiments.config import UsageError
-from experiments.memory import device_bytes, gigabytes
+from experiments.memory import gigabytes, limit_bytes
 from experiments.runner import Status, status_of
 from experiments.status import WIDE
 
 
 def table(planned: list[Planned]) -> Table:
     """One row per cell: how many of its runs are to do, the memory that one takes, and whether it fits."""
-    from experiments.data import load
+    from experiments.data import Dataset, load
     from experiments.training import predicted_bytes
 
     cells: dict[tuple[str, str, str], list[Planned]] = {}
@@ -28,15 +28,18 @@ def table(planned: list[Planned]) -> Table:
         config = run.config
         cells.setdefault((config.dataset.name, config.model.name, config.method.name), []).append(run)
     found = Table("data set", "model", "method", "to do", "memory", "", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    loaded: dict[str, Dataset] = {}  # each data set once
     for names, runs in cells.items():
         config = runs[0].config
         left = sum(status_of(run.config) is not Status.DONE for run in runs)
         try:
-            needed = predicted_bytes(config, load(config.dataset, config.data_dir))
+            if names[0] not in loaded:
+                loaded[names[0]] = load(config.dataset, config.data_dir)
+            needed = predicted_bytes(config, loaded[names[0]])
         except UsageError as error:
             found.add_row(*names, str(left), "", f"cannot be done: {error}")
             continue
-        limit = 1e9 * config.memory_gb if config.memory_gb else device_bytes()
+        limit = limit_bytes(config.memory_gb)
         fits = needed is None or limit is None or needed <= limit
         size = "unknown" if needed is None else gigabytes(needed)
         found.add_row(*names, str(left), size, "" if fits else f"does not fit in {gigabytes(limit or 0)}")

@@ -47,9 +47,9 @@ def _is_done(run: Planned) -> bool:
 
 def run_missing(planned: Sequence[Planned]) -> dict[str, Exception]:
     """Do the runs without a record; returns those that did not finish, by name, and why. No run stops another."""
-    todo = [run for run in planned if not _is_done(run)]
-    finished = f"{len(planned) - len(todo)} of {len(planned)} runs are finished"
-    if not todo:
+    unfinished = [run for run in planned if not _is_done(run)]
+    finished = f"{len(planned) - len(unfinished)} of {len(planned)} runs are finished"
+    if not unfinished:
         print(f"{finished}: nothing to do.")
         return {}
     # Imported late: a repeated command that has nothing to do needs neither.
@@ -57,8 +57,8 @@ def run_missing(planned: Sequence[Planned]) -> dict[str, Exception]:
     from experiments.records import run_id
     from experiments.runner import execute_together, refusals
 
-    errors: dict[str, Exception] = {**refusals([run.config for run in todo])}
-    ready = [run for run in todo if run_id(run.config) not in errors]
+    errors: dict[str, Exception] = {**refusals([run.config for run in unfinished])}
+    ready = [run for run in unfinished if run_id(run.config) not in errors]
     refused = f", {len(errors)} cannot be done as asked (why: see the end)" if errors else ""
     print(f"{finished}, {len(ready)} to run{refused}.", flush=True)
     with RunProgress(len(ready)) as progress:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,30 +17,18 @@ from jax.stages import Compiled
 from numpy.typing import NDArray
 
 from baselines.mlp import MLP
-from experiments.compiled import Apply, TrainState, initial_state, make_chunk, make_evaluation, make_update
+from experiments.compiled import Apply, TrainState, initial_state, make_chunk, make_evaluation
 from experiments.config import ProtocolConfig, RunConfig, UsageError
 from experiments.data import Dataset
 from experiments.keys import key_for
-from experiments.memory import device_bytes, gigabytes, peak_bytes
+from experiments.memory import gigabytes, limit_bytes, peak_bytes
 from experiments.methods import Method, build_method
+from experiments.probe import published_ms_per_step
 from experiments.records import Clocks, Event, Metrics
 from experiments.stopping import Patience, first_reaching
 
 NEAR_BEST = 0.99
 """Share of the best validation accuracy at which the paper counts steps and time."""
-
-PROBE_SECONDS = 2.0
-"""How long the published definition of a step's time is measured, at most."""
-
-PROBE_UPDATES = 1000
-"""How many updates that measurement takes, at most."""
-
-PROBE_AT_LEAST = 5
-"""How many it takes however long they are: fewer have no median worth the name."""
-
-PROBE_WARM_UP = 3
-"""How many come before it, untimed."""
-
 
 RUNS = TrainState(0, 0, None, 0)  # type: ignore[arg-type]
 """Axes of several runs' states. They share the number of updates, or each would draw an order at every one."""
@@ -316,7 +303,7 @@ class _Runs:
             UsageError: says how much, and the largest power of two that fits as a batch.
         """
         batch, given = self.protocol.batch_size, self.configs[0].memory_gb
-        limit = 1e9 * given if given else device_bytes()
+        limit = limit_bytes(given)
         chunk = self.compile_chunk(batch)
         needed = peak_bytes(chunk)
         if limit is None or needed is None or needed <= limit:
@@ -367,42 +354,3 @@ class _Runs:
         if first_bad >= 0:
             found.append(f"the training loss is not finite from step {first_bad * self.method.steps_per_update} on")
         raise Diverged("; ".join(found) or f"the training losses before step {step} have no finite mean", step)
-
-
-def published_ms_per_step(
-    apply: Apply, method: Method, params: Any, data: tuple[NDArray[np.float32], NDArray[np.int32]], batch_size: int
-) -> float:
-    """Milliseconds per step as the paper counts them: one dispatch per batch, each batch from host memory.
-
-    The median dispatch, as a short probe's mean would tell how busy the machine was.
-
-    Args:
-        apply: the network.
-        method: the training method.
-        params: where to start.
-        data: inputs (n, d) and labels (n,) in host memory.
-        batch_size: samples per update.
-    """
-    x, y = data
-    state = method.init(params)
-    update = jax.jit(make_update(apply, method)).lower(params, state, x[:batch_size], y[:batch_size]).compile()
-    batches = len(y) // batch_size
-
-    def dispatch(i: int) -> None:
-        nonlocal params, state
-        part = slice(i % batches * batch_size, (i % batches + 1) * batch_size)
-        params, state, _ = jax.block_until_ready(update(params, state, x[part], y[part]))
-
-    return 1e3 * median_seconds(dispatch) / method.steps_per_update
-
-
-def median_seconds(dispatch: Callable[[int], None]) -> float:
-    """Median duration of `dispatch(i)`, i counting up, after a warm-up and within the limits of the probe."""
-    for i in range(PROBE_WARM_UP):
-        dispatch(i)
-    taken: list[float] = []
-    while len(taken) < PROBE_AT_LEAST or (sum(taken) < PROBE_SECONDS and len(taken) < PROBE_UPDATES):
-        before = time.perf_counter()
-        dispatch(PROBE_WARM_UP + len(taken))
-        taken.append(time.perf_counter() - before)
-    return statistics.median(taken)
