@@ -6,6 +6,8 @@ projection of it, a reflection, a sum of those) is known by x, w and the pair, a
 it are sums that cost as much as ``f`` itself.
 """
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -32,7 +34,7 @@ class Dots:
 
     def product(self, x: Array, w: Array) -> Array:
         """f(x, w)."""
-        return self._node.evaluate((x, w))
+        return self._rule.product(x, w, **self._params) if self._rule.product else self._node.evaluate((x, w))
 
     def expand(self, x: Array, w: Array) -> Operands:
         """Return one copy per edge, shape ``output.shape + (terms,)``."""
@@ -67,8 +69,7 @@ class Dots:
         parts = zip(operands, self.total(a), self.pull(d, operands), strict=True)
         return tuple(own * total + pull for own, total, pull in parts)
 
-    @property
-    def fan_out(self) -> float:
-        """The lesser of the mean numbers of copies of an element of x and of w."""
+    def fan_out(self, positions: Iterable[int]) -> float:
+        """The least of the mean numbers of copies of an element of some operands (0: x, 1: w)."""
         copies, _ = jax.eval_shape(self.expand, *self._shapes)
-        return min(copies.size / operand.size for operand in self._shapes)
+        return min(copies.size / self._shapes[i].size for i in positions)

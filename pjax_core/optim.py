@@ -190,7 +190,9 @@ class _Reflecting(ProjectionMethod):
         together = any(set(node.producers()).issubset(numbers) for numbers in self.cycle(graph))
         if self.representation == "edges" or node.primitive not in rules.bilinear_rules or not together:
             return Edges
-        wide = self.representation == "history" or Dots(node).fan_out >= 32
+        # A constant has no copies to keep.
+        moving = [i for i, o in enumerate(node.operands) if any(graph.nodes[p].kind != "constant" for p in o.producers)]
+        wide = self.representation == "history" or Dots(node).fan_out(moving) >= 32
         near = {number}
         for _ in range(2):
             near |= {reader for n in near for reader, _ in graph.consumers[n]}

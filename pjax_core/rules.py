@@ -14,6 +14,7 @@ one rule (:class:`Bilinear`) because each of their operand elements is many edge
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -42,10 +43,12 @@ class Bilinear:
         ones: ``ones(a, position, other_shape, **params)``: ``f(a, 1)`` (position 0) or ``f(1, a)`` (1), of
             length 1 in the output axes that only the other operand has (its free axes). A sum of rows,
             where a product with a matrix of ones would cost as much as ``f``. Linear in ``a``.
+        product: ``product(x, w, **params)``: ``f`` in another form whose transposes compile to less; or ``None``.
     """
 
     expand: Callable[..., tuple[Array, Array]]
     ones: Callable[..., Array]
+    product: Callable[..., Array] | None = None
 
 
 projection_rules: dict[Primitive, Rule] = {}
@@ -99,8 +102,9 @@ def defcomp(prim: Primitive, fun: Callable[..., Callable[..., Any] | str | None]
 
     Args:
         prim: the primitive.
-        fun: ``fun(**params)`` returns a function of the operands to trace in its place, ``None`` where the
-            primitive is simple enough to have a rule, or a text that says why there is none and what to do.
+        fun: ``fun(*avals, **params)``, with the operands' shapes and dtypes, returns a function of the operands to
+            trace in its place, ``None`` where the primitive is simple enough to have a rule, or a text that
+            says why there is none and what to do.
     """
     if prim in decompositions:
         raise ValueError(f"primitive {prim} has a decomposition already; a second one is refused")
@@ -248,7 +252,24 @@ def _ones_dot_general(
     return jnp.expand_dims(sums, tuple(range(start, start + len(other_free))))
 
 
-defbilinear(jax_primitives.dot_general_p, Bilinear(_expand_dot_general, _ones_dot_general))
+def _flat_dot_general(x: Array, w: Array, *, dimension_numbers: Any, **params: Any) -> Array:
+    """The product of two matrices, whose transposes are products of matrices: of more axes XLA transposes copies."""
+    (batch, *x_axes), (_, *w_axes) = _dot_axes(dimension_numbers, x.ndim, w.ndim)
+    if batch:
+        return lax.dot_general(x, w, dimension_numbers, **params)
+
+    def matrix(a: Array, free: tuple[int, ...], contracted: tuple[int, ...]) -> tuple[Array, int]:
+        sizes = [math.prod(a.shape[i] for i in axes) for axes in (free, contracted)]
+        if contracted + free == tuple(range(a.ndim)):
+            return a.reshape(sizes[::-1]), 0
+        return a.transpose(free + contracted).reshape(sizes), 1
+
+    shape = [a.shape[i] for a, (free, _) in ((x, x_axes), (w, w_axes)) for i in free]
+    (x, x_axis), (w, w_axis) = matrix(x, *x_axes), matrix(w, *w_axes)
+    return lax.dot_general(x, w, (((x_axis,), (w_axis,)), ((), ())), **params).reshape(shape)
+
+
+defbilinear(jax_primitives.dot_general_p, Bilinear(_expand_dot_general, _ones_dot_general, _flat_dot_general))
 
 
 defelementwise(jax_primitives.mul_p, Bilinear(lambda x, w, **_: (x[..., None], w[..., None]), lambda a, *_, **__: a))

@@ -189,7 +189,7 @@ class JaxprTracer:
             )
         if prim is jax_primitives.scan_p:
             return trace_scan(self, eqn, inputs, wanted)
-        simpler = rules.decompositions[prim](**params) if prim in rules.decompositions else None
+        simpler = rules.decompositions[prim](*map(aval, eqn.invars), **params) if prim in rules.decompositions else None
         if isinstance(simpler, str):
             raise self.error(eqn, f"cannot be projected: {simpler}")
         if simpler is not None:
