@@ -14,11 +14,10 @@ from typing import Any
 
 import jax
 from jax import Array, lax
-from jax.extend.core import Jaxpr, Var
 
-from pjax_core import rules
 from pjax_core.graph import Copies, Graph, Node, Operand, Source
-from pjax_core.jaxprs import aval, called
+from pjax_core.jaxprs import aval
+from pjax_core.trace import JaxprTracer
 
 LIMIT = 2**12  # elements of an output below which an operation costs more than its work
 
@@ -82,27 +81,15 @@ def _batched(node: Node, count: int) -> dict[str, Any]:
 
 def _traced(fun: Callable[..., Array], producers: Sequence[int], avals: Sequence[jax.ShapeDtypeStruct]) -> Operand:
     """Make the operand that a function of producers' values is, if it is made of copies alone."""
-    copies = Copies()
-
-    def run(jaxpr: Jaxpr, sources: Sequence[Source]) -> list[Source]:
-        env: dict[Any, Source] = dict(zip(jaxpr.invars, sources, strict=True))
-        for eqn in jaxpr.eqns:
-            body = called(eqn)
-            if not all(isinstance(atom, Var) for atom in eqn.invars):
-                raise _NotCopies
-            inputs = [env[atom] for atom in eqn.invars]
-            if body:
-                outputs = run(body.jaxpr, inputs)
-            elif rules.copy_rules.get(eqn.primitive, ()) is None:
-                outputs = copies.append(eqn.primitive, eqn.params, inputs, len(eqn.outvars))
-            else:
-                raise _NotCopies
-            env.update(zip(eqn.outvars, outputs, strict=True))
-        return [env[atom] for atom in jaxpr.outvars]
-
-    jaxpr = jax.make_jaxpr(fun)(*avals).jaxpr
-    (source,) = run(jaxpr, [("producer", p) for p in producers])
-    return copies.operand(source, aval(jaxpr.outvars[0]))
+    tracer, closed = JaxprTracer(), jax.make_jaxpr(fun)(*avals)
+    try:
+        (out,) = tracer.trace(closed, [("", aval(var)) for var in closed.jaxpr.invars])
+    except TypeError as error:  # a primitive without a rule
+        raise _NotCopies from error
+    if len(tracer.nodes) > len(avals) or tracer.indices:
+        raise _NotCopies
+    operand = tracer.copies.operand(out.source, out.array)
+    return dataclasses.replace(operand, producers=tuple(producers[i] for i in operand.producers))
 
 
 class _Stacks:
