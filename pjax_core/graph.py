@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.extend.core import Primitive, primitives
+from jax.extend.core import Primitive
 
 from pjax_core import rules
 
@@ -39,12 +39,6 @@ class Copy:
     primitive: Primitive
     params: tuple[tuple[str, Any], ...]
     inputs: tuple[Source, ...]
-    results: int = 1
-
-    @property
-    def indexed(self) -> bool:
-        """Whether it depends on index arrays, which are known only when the graph runs."""
-        return any(kind == "index" for kind, _ in self.inputs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +59,7 @@ class Operand:
         sources = {"producer": values, "copy": results, "index": indices}
         for copy in self.copies:
             inputs = [sources[kind][position] for kind, position in copy.inputs]
-            out = copy.primitive.bind(*inputs, **dict(copy.params))
-            results.extend(out if copy.primitive.multiple_results else [out])
+            results.append(copy.primitive.bind(*inputs, **dict(copy.params)))
         return results[-1] if self.copies else values[0]
 
     def gather(self, copies: Array, values: Sequence[Any], indices: Sequence[Array]) -> list[Array]:
@@ -78,7 +71,7 @@ class Operand:
 
     @property
     def indexed(self) -> set[int]:
-        """Producers some of whose copies are taken by an index array."""
+        """Producers some of whose copies are taken by an index array, which is known only when the graph runs."""
         found: set[int] = set()
         below: list[set[int]] = []  # producers that a result is made of
         for copy in self.copies:
@@ -86,29 +79,25 @@ class Operand:
             for kind, position in copy.inputs:
                 if kind != "index":
                     made_of |= below[position] if kind == "copy" else {self.producers[position]}
-            found |= made_of if copy.indexed else set()
-            below += [made_of] * copy.results
+            found |= made_of if "index" in dict(copy.inputs) else set()
+            below.append(made_of)
         return found
 
 
 class Copies:
     """Copy equations as they come. An operand is made of some of them.
 
-    Here a :data:`Source` is ``("producer", node)``, ``("copy", result)`` with the results of all equations counted in
-    order, or ``("index", position)``.
+    Here a :data:`Source` is ``("producer", node)``, ``("copy", position among all equations)`` or
+    ``("index", position)``.
     """
 
     def __init__(self) -> None:
-        self.made: list[tuple[Copy, int]] = []  # by result: its equation and the first result of that
+        self.made: list[Copy] = []
 
-    def append(
-        self, primitive: Primitive, params: Mapping[str, Any], inputs: Iterable[Source], results: int = 1
-    ) -> list[Source]:
-        """Append an equation; returns its results."""
-        first = len(self.made)
-        copy = Copy(primitive, tuple(sorted(params.items())), tuple(inputs), results)
-        self.made += [(copy, first)] * results
-        return [("copy", first + i) for i in range(results)]
+    def append(self, primitive: Primitive, params: Mapping[str, Any], inputs: Iterable[Source]) -> Source:
+        """Append an equation; returns its result."""
+        self.made.append(Copy(primitive, tuple(sorted(params.items())), tuple(inputs)))
+        return "copy", len(self.made) - 1
 
     def extend(self, operand: Operand, sources: Sequence[Source]) -> Source:
         """Append an operand's equations, applied to these in place of its producers; returns what it is."""
@@ -116,7 +105,7 @@ class Copies:
         known = {"producer": sources, "copy": results}
         for copy in operand.copies:
             inputs = [known[kind][number] if kind in known else (kind, number) for kind, number in copy.inputs]
-            results += self.append(copy.primitive, dict(copy.params), inputs, copy.results)
+            results.append(self.append(copy.primitive, dict(copy.params), inputs))
         return results[-1] if operand.copies else sources[0]
 
     def operand(self, source: Source, aval: Any) -> Operand:
@@ -130,14 +119,12 @@ class Copies:
             if kind == "producer":
                 return producers.setdefault(number, (kind, len(producers)))
             if kind == "copy" and number not in done:
-                copy, first = self.made[number]
+                copy = self.made[number]
                 copies.append(dataclasses.replace(copy, inputs=tuple(map(visit, copy.inputs))))
-                done.update({first + i: (kind, len(done) + i) for i in range(copy.results)})
+                done[number] = kind, len(done)
             return done[number] if kind == "copy" else source
 
-        last = visit(source)
-        if last[0] == "copy" and last[1] != len(done) - 1:
-            copies.append(Copy(primitives.copy_p, (), (last,)))  # the operand is what its last copy makes
+        visit(source)
         return Operand(tuple(producers), tuple(copies), aval.shape, aval.dtype)
 
 

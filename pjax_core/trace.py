@@ -193,11 +193,11 @@ class JaxprTracer:
         if isinstance(simpler, str):
             raise self.error(eqn, f"cannot be projected: {simpler}")
         if simpler is not None:
-            return self.derive(eqn, simpler, *inputs)
+            return self.derive(eqn, simpler, *inputs, wanted=wanted)
         if prim is jax_primitives.convert_element_type_p and aval(eqn.invars[0]).dtype == aval(eqn.outvars[0]).dtype:
             return inputs
         if prim in rules.copy_rules:
-            return self._copy(eqn, inputs)
+            return [self._copy(eqn, inputs)]
         if prim is jax_primitives.max_p and any(map(_is_zero, inputs)):
             (kept,) = (x for x in inputs if isinstance(x, Value))
             prim, inputs, params = rules.sum_relu_p, [self._broadcast(eqn, kept, aval(eqn.outvars[0]).shape)], {}
@@ -238,7 +238,7 @@ class JaxprTracer:
     def _is_loss(self, x: Any) -> bool:
         return isinstance(x, Value) and x.source[0] == "producer" and self.nodes[x.source[1]].kind == "loss"
 
-    def _copy(self, eqn: JaxprEqn, inputs: Sequence[Any]) -> list[Value]:
+    def _copy(self, eqn: JaxprEqn, inputs: Sequence[Any]) -> Value:
         """Trace a copy; what it moves may depend on parameters, where it moves that to may not."""
         prim, data, values = eqn.primitive, rules.copy_rules[eqn.primitive], list[Value]()
         for position, x in enumerate(inputs):
@@ -249,9 +249,8 @@ class JaxprTracer:
             else:
                 values.append(Value(("index", len(self.indices)), x))
                 self.indices.append(x)
-        results = self.copies.append(prim, eqn.params, [x.source for x in values], len(eqn.outvars))
-        arrays = bind(prim, [x.array for x in values], eqn.params, [*map(aval, eqn.outvars)])
-        return [*map(Value, results, arrays)]
+        result = self.copies.append(prim, eqn.params, [x.source for x in values])
+        return Value(result, *bind(prim, [x.array for x in values], eqn.params, [*map(aval, eqn.outvars)]))
 
     def _constraint(self, eqn: JaxprEqn, prim: Primitive, inputs: Sequence[Any], params: Mapping[str, Any]) -> Value:
         """Trace a constraint or loss. Constants take the dtype of what they meet; small inputs are copied to fit."""

@@ -163,7 +163,7 @@ COPIES = {
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("prim", list(rules.copy_rules), ids=str)
+@pytest.mark.parametrize("prim", [*rules.copy_rules, jax.lax.split_p], ids=str)
 def test_every_copy_averages_by_its_dense_matrix(prim):
     """One AP step through a copy: the mean over copies by S written out as a 0/1 matrix, column by column."""
     fun = COPIES[prim]
