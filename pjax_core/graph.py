@@ -99,15 +99,6 @@ class Copies:
         self.made.append(Copy(primitive, tuple(sorted(params.items())), tuple(inputs)))
         return "copy", len(self.made) - 1
 
-    def extend(self, operand: Operand, sources: Sequence[Source]) -> Source:
-        """Append an operand's equations, applied to these in place of its producers; returns what it is."""
-        results: list[Source] = []
-        known = {"producer": sources, "copy": results}
-        for copy in operand.copies:
-            inputs = [known[kind][number] if kind in known else (kind, number) for kind, number in copy.inputs]
-            results.append(self.append(copy.primitive, dict(copy.params), inputs))
-        return results[-1] if operand.copies else sources[0]
-
     def operand(self, source: Source, aval: Any) -> Operand:
         """Collect the equations between producers and a value of some shape and dtype, in order."""
         producers: dict[int, Source] = {}

@@ -244,6 +244,8 @@ class JaxprTracer:
         for position, x in enumerate(inputs):
             if data is None or position in data:
                 values.append(self.value(x))
+            elif isinstance(x, Value) and x.source[0] == "index":  # of a graph that is traced again
+                values.append(x)
             elif isinstance(x, Value):
                 raise self.error(eqn, "is indexed by a value that depends on a parameter; indices must be constants")
             else:
