@@ -53,6 +53,31 @@ class Operand:
     shape: tuple[int, ...]
     dtype: np.dtype
 
+    @classmethod
+    def of(cls, source: Source, aval: Any, made: Sequence[Copy]) -> "Operand":
+        """Collect the copies between producers and a value of some shape and dtype, in order.
+
+        Args:
+            source: what the value is; here ``("producer", node number)`` or ``("copy", position)``.
+            aval: its shape and dtype.
+            made: all copies, whose inputs are such sources.
+        """
+        producers: dict[int, Source] = {}
+        copies: list[Copy] = []
+        done: dict[int, Source] = {}  # by position
+
+        def visit(source: Source) -> Source:
+            kind, number = source
+            if kind == "producer":
+                return producers.setdefault(number, (kind, len(producers)))
+            if kind == "copy" and number not in done:
+                copies.append(dataclasses.replace(made[number], inputs=tuple(map(visit, made[number].inputs))))
+                done[number] = kind, len(done)
+            return done[number] if kind == "copy" else source
+
+        visit(source)
+        return cls(tuple(producers), tuple(copies), aval.shape, aval.dtype)
+
     def spread(self, values: Sequence[Array], indices: Sequence[Array]) -> Array:
         """Apply S: from the producers' values, in order, to the operand."""
         results: list[Array] = []
@@ -82,41 +107,6 @@ class Operand:
             found |= made_of if "index" in dict(copy.inputs) else set()
             below.append(made_of)
         return found
-
-
-class Copies:
-    """Copy equations as they come. An operand is made of some of them.
-
-    Here a :data:`Source` is ``("producer", node)``, ``("copy", position among all equations)`` or
-    ``("index", position)``.
-    """
-
-    def __init__(self) -> None:
-        self.made: list[Copy] = []
-
-    def append(self, primitive: Primitive, params: Mapping[str, Any], inputs: Iterable[Source]) -> Source:
-        """Append an equation; returns its result."""
-        self.made.append(Copy(primitive, tuple(sorted(params.items())), tuple(inputs)))
-        return "copy", len(self.made) - 1
-
-    def operand(self, source: Source, aval: Any) -> Operand:
-        """Collect the equations between producers and a value of some shape and dtype, in order."""
-        producers: dict[int, Source] = {}
-        copies: list[Copy] = []
-        done: dict[int, Source] = {}  # by result
-
-        def visit(source: Source) -> Source:
-            kind, number = source
-            if kind == "producer":
-                return producers.setdefault(number, (kind, len(producers)))
-            if kind == "copy" and number not in done:
-                copy = self.made[number]
-                copies.append(dataclasses.replace(copy, inputs=tuple(map(visit, copy.inputs))))
-                done[number] = kind, len(done)
-            return done[number] if kind == "copy" else source
-
-        visit(source)
-        return Operand(tuple(producers), tuple(copies), aval.shape, aval.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -95,7 +95,7 @@ def _traced(
         raise _NotCopies from error
     if len(tracer.nodes) > len(avals) or len(tracer.indices) > len(indices):
         raise _NotCopies
-    operand = tracer.copies.operand(out.source, out.array)
+    operand = Operand.of(out.source, out.array, tracer.copies)
     return dataclasses.replace(operand, producers=tuple(producers[i] for i in operand.producers))
 
 

@@ -11,7 +11,7 @@ The same walk over the equations gives the graph, from shapes, and the forward p
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +27,7 @@ from jax.sharding import AxisType
 from pjax_core import rules
 from pjax_core.bipartite import make_bipartite
 from pjax_core.fusion import fuse, needed
-from pjax_core.graph import Copies, Graph, Node
+from pjax_core.graph import Copy, Graph, Node, Operand, Source
 from pjax_core.jaxprs import Fingerprint, Value, array_of, at_once, aval, bind, called, fingerprint
 from pjax_core.recurrence import trace_scan
 
@@ -116,7 +116,7 @@ class JaxprTracer:
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self.inputs: list[Sequence[Value]] = []  # by node; operands when all equations are known
-        self.copies = Copies()
+        self.copies: list[Copy] = []
         self.constants: dict[int, Any] = {}  # by node
         self.indices: list[Any] = []
         self.values: list[Any] = []  # of nodes that are not constants
@@ -140,6 +140,11 @@ class JaxprTracer:
         self.nodes.append(node)
         self.inputs.append(inputs)
         return Value(("producer", len(self.nodes) - 1), array)
+
+    def copy(self, prim: Primitive, params: Mapping[str, Any], inputs: Iterable[Source]) -> Source:
+        """Append a copy."""
+        self.copies.append(Copy(prim, tuple(sorted(params.items())), tuple(inputs)))
+        return "copy", len(self.copies) - 1
 
     def value(self, x: Any) -> Value:
         """Make the node of a constant, one for the same array; anything else is a value already."""
@@ -251,7 +256,7 @@ class JaxprTracer:
             else:
                 values.append(Value(("index", len(self.indices)), x))
                 self.indices.append(x)
-        result = self.copies.append(prim, eqn.params, [x.source for x in values])
+        result = self.copy(prim, eqn.params, [x.source for x in values])
         return Value(result, *bind(prim, [x.array for x in values], eqn.params, [*map(aval, eqn.outvars)]))
 
     def _constraint(self, eqn: JaxprEqn, prim: Primitive, inputs: Sequence[Any], params: Mapping[str, Any]) -> Value:
@@ -290,7 +295,7 @@ class JaxprTracer:
             if not x.array.size:
                 raise TypeError(f"a loss of shape {x.array.shape} has no sample; pass at least one")
         nodes = [
-            dataclasses.replace(node, operands=tuple(self.copies.operand(*x) for x in inputs))
+            dataclasses.replace(node, operands=tuple(Operand.of(*x, self.copies) for x in inputs))
             for node, inputs in zip(self.nodes, self.inputs, strict=True)
         ]
         losses = [x.source[1] for x in outputs]
