@@ -87,12 +87,9 @@ def trace_with_arrays(fun: Callable[[Params], Any], params: Params) -> Trace:
         except TypeError as error:
             raise TypeError(f"parameter {name!r} is no array but {leaf!r}") from error
         if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize < 4:
-            why = (
-                "whose rounding is larger than a projection step" if jnp.issubdtype(dtype, jnp.floating) else "no float"
-            )
             raise TypeError(
-                f"parameter {name!r} has dtype {dtype}, {why}; use float32 or float64 parameters. Close over integer "
-                "arrays instead of passing them as params"
+                f"parameter {name!r} has dtype {dtype}; use float32 or float64 parameters (half precision rounds by "
+                "more than a projection step). Close over integer arrays instead of passing them as params"
             )
     closed = jax.make_jaxpr(fun)(params)
     for array in [*closed.consts, *(leaf for _, leaf in leaves)]:

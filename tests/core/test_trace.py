@@ -310,6 +310,11 @@ def test_a_second_rule_for_a_primitive_is_refused():
         pjax.defshape(P.dot_general_p)
 
 
+def test_a_copy_of_several_results_is_refused():
+    with pytest.raises(ValueError, match=r"copy split has several results; make them one by one: .*defcomp"):
+        pjax.defshape(lax.split_p)
+
+
 def test_losses_differentiate_and_batch():
     logits = jax.random.normal(jax.random.key(0), (4, 2))
     grad = jax.grad(lambda a: nn.cross_entropy(a, Y).mean())(logits)
