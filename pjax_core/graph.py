@@ -104,7 +104,8 @@ class Operand:
             for kind, position in copy.inputs:
                 if kind != "index":
                     made_of |= below[position] if kind == "copy" else {self.producers[position]}
-            found |= made_of if "index" in dict(copy.inputs) else set()
+            if any(kind == "index" for kind, _ in copy.inputs):
+                found |= made_of
             below.append(made_of)
         return found
 
