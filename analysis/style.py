@@ -1,4 +1,4 @@
-"""The one place with the names, colours, line styles, markers and order of methods, data sets and models."""
+"""The one place with the names, colours, line styles, markers and order of methods, data sets, models and verdicts."""
 
 from __future__ import annotations
 
@@ -23,6 +23,22 @@ METHODS: dict[str, MethodStyle] = {
     "dr": MethodStyle("DR", "#0072B2", "-", "^"),
     "ap": MethodStyle("AP", "#D55E00", (0, (4, 1, 1, 1)), "D"),
     "cp": MethodStyle("CP", "#009E73", (0, (3, 1, 1, 1, 1, 1)), "v"),
+}
+
+# On a terminal; symbols say the same without colour.
+VERDICT_COLOURS: dict[str, str] = {
+    "reproduced": "green",
+    "inconclusive": "yellow",
+    "differs": "red",
+    "missing": "dim",
+    "not judged": "dim",
+}
+VERDICT_SYMBOLS: dict[str, str] = {
+    "reproduced": "✓",
+    "inconclusive": "?",
+    "differs": "✗",
+    "missing": "·",
+    "not judged": "○",
 }
 
 _DATASETS: dict[str, str] = {
