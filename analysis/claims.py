@@ -38,8 +38,8 @@ class Outcome(StrEnum):
 class State(StrEnum):
     """What one context says of a claim; ``MISSING`` has no cell with enough runs."""
 
-    AGREES = "agrees"
-    CONTRADICTS = "contradicts"
+    AGREES = "agree"
+    CONTRADICTS = "contradict"
     UNDECIDED = "undecided"
     MISSING = "missing"
 
@@ -177,7 +177,7 @@ def _contexts(claim: Claim) -> list[dict[str, str]]:
     return [dict(zip(claim.over, values, strict=True)) for values in itertools.product(*claim.over.values())]
 
 
-def _cells(claim: Claim, context: Mapping[str, str], published: Published) -> tuple[CellKey, ...] | None:
+def _cells(claim: Claim, context: dict[str, str], published: Published) -> tuple[CellKey, ...] | None:
     """The cells of a context's terms, None where the paper does not have them all."""
     places = {(c.dataset, *kind(c.model), c.method): c.key for c in published.cells}
     found: list[CellKey] = []

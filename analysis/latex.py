@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ _SPECIAL = {
     "}": r"\}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "\u00a0": "~",
     "±": r"$\pm$",
     "—": "---",
     "†": r"\dag{}",
@@ -45,11 +47,9 @@ class TexError(RuntimeError):
 
 
 def escape(text: str) -> str:
-    """Returns text as LaTeX shows it; a minus sign before a digit is one."""
+    """Returns text as LaTeX shows it; signs of numbers are mathematical."""
     escaped = "".join(_SPECIAL.get(letter, letter) for letter in text)
-    for digit in "0123456789":
-        escaped = escaped.replace(f"-{digit}", f"$-${digit}").replace(f"+{digit}", f"$+${digit}")
-    return escaped
+    return re.sub(r"(?<!\w)([-+])(?=\d)", r"$\1$", escaped)
 
 
 def latex(layout: Layout, label: str) -> str:
@@ -58,7 +58,7 @@ def latex(layout: Layout, label: str) -> str:
     lines = [
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{escape(layout.caption)}.}}",
+        rf"\caption{{The paper's {escape(layout.caption)}.}}",
         rf"\label{{{label}}}",
         r"\resizebox{\textwidth}{!}{%",
         rf"\begin{{tabular}}{{{kinds}}}",

@@ -62,8 +62,8 @@ _Cell = Callable[[Row], str]
 
 
 def layouts(comparison: Comparison) -> list[Layout]:
-    """Returns the three tables of one of the paper's: in its layout, beside the published numbers, and times."""
-    return [paper_layout(comparison), beside_layout(comparison), time_layout(comparison)]
+    """Returns the tables for one of the paper's: in its layout; accuracy and steps beside the published; times."""
+    return [paper_layout(comparison), *judged_layouts(comparison), time_layout(comparison)]
 
 
 def paper_layout(comparison: Comparison) -> Layout:
@@ -81,27 +81,33 @@ def brief_layout(comparison: Comparison) -> Layout:
             (Column(f"{label} published", "published"), _published(name, digits)),
         ]
         if name == "accuracy":
-            columns.append((Column("Difference [95 %]", "published"), _difference(name, digits)))
+            columns.append((Column("Difference [95\u00a0%]", "published"), _difference(name, digits)))
         columns.append((Column("Verdict", "verdict"), _verdict(name)))
     columns.append((Column("x SGD ours", "ours"), lambda row: ratio(row.ours and row.ours.sgd_ratio)))
     columns.append((Column("x SGD published", "published"), lambda row: ratio(row.published_sgd_ratio)))
     return _layout("brief", "ours beside published", comparison, columns)
 
 
-def beside_layout(comparison: Comparison) -> Layout:
-    """Returns what does not depend on the hardware: ours, published, the difference with its interval, the verdict."""
-    columns: list[tuple[Column, _Cell]] = [(Column("Seeds", "ours"), _seeds)]
+def judged_layouts(comparison: Comparison) -> list[Layout]:
+    """Returns what does not depend on the hardware, a table each for accuracy and steps.
+
+    Ours, published, the difference with its interval, the margin and the verdict.
+    """
+    found: list[Layout] = []
     for name, label, digits in METRICS[:2]:
-        columns += [
+        columns: list[tuple[Column, _Cell]] = [
+            (Column("Seeds", "ours"), _seeds),
             (Column(f"{label} ours", "ours"), _ours(name, digits)),
             (Column(f"{label} published", "published"), _published(name, digits)),
-            (Column("Difference [95 %]", "published"), _difference(name, digits)),
+            (Column("Difference [95\u00a0%]", "published"), _difference(name, digits)),
             (Column("Margin", "published"), _margin(name)),
             (Column("Verdict", "verdict"), _verdict(name)),
         ]
         if name == "accuracy":
             columns.append((Column("Train accuracy (%) ours", "ours"), _ours("train_accuracy", 1)))
-    return _layout("beside", "ours beside published", comparison, columns)
+        title = "test accuracy" if name == "accuracy" else "steps to 99 % of the best validation accuracy"
+        found.append(_layout(name.removesuffix("_k"), f"{title}, ours beside published", comparison, columns))
+    return found
 
 
 def time_layout(comparison: Comparison) -> Layout:
@@ -117,7 +123,7 @@ def time_layout(comparison: Comparison) -> Layout:
             device = Column("x SGD device ours", "ours")
             columns.append((device, lambda row: ratio(row.ours and row.ours.device_sgd_ratio)))
     columns.append((Column("Compile (s) ours", "ours"), _ours("compile_s", 1)))
-    return _layout("time", "times on each side's own hardware, and ratios to SGD", comparison, columns)
+    return _layout("time", "times, each side's on its own hardware", comparison, columns)
 
 
 def _layout(name: str, caption: str, comparison: Comparison, columns: Sequence[tuple[Column, _Cell]]) -> Layout:

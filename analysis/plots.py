@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
@@ -19,7 +19,7 @@ from analysis.compare import Comparison, Row
 from analysis.load import load_events
 from analysis.published import CellKey, Published, PublishedCell
 from analysis.statistics import PAPER_SEEDS
-from analysis.style import GRID, dataset_label, method_style, model_label
+from analysis.style import GRID, METHODS, dataset_label, method_style, model_label
 
 FIGURE_3_METHODS = ("sgd", "adam", "dr", "ap")  # the paper leaves CP out, which lies on AP
 _MARKERS_PER_CURVE = 8
@@ -34,11 +34,8 @@ class Curves:
 
     @property
     def label(self) -> str:
-        """Returns the method's name, with a mark for a subset of the data or fewer seeds than the paper's."""
-        ours = self.row.ours
-        assert ours is not None
-        few = f" ({len(self.lines)} seed{'s' if len(self.lines) > 1 else ''})" if len(self.lines) < PAPER_SEEDS else ""
-        return method_style(self.row.published.method).label + few + (" †" if ours.subset else "")
+        """Returns the method's name."""
+        return method_style(self.row.published.method).label
 
 
 def shown_rows(comparisons: Sequence[Comparison]) -> dict[CellKey, Row]:
@@ -76,23 +73,18 @@ def figure_3(curves: dict[CellKey, Curves], published: Published) -> Figure:
     }
     if not filled:
         return _nothing("No runs of the paper's cells yet: `make reproduce TABLE=2` makes them.")
-    figure = Figure(figsize=(10.0, 0.9 + 2.9 * len(filled)), layout="constrained")
+    figure = Figure(figsize=(10.0, 1.0 + 2.8 * len(filled)), layout="constrained")
     grid = figure.subplots(len(filled), 3, squeeze=False, sharey="row")
     for axes, ((family, dataset), models) in zip(grid, filled.items(), strict=True):
         # Lines of one row share their limits, which a panel without any must not widen.
         for axis, model in zip(axes, models, strict=True):
-            axis.set_title(f"{dataset_label(dataset)}, {family.upper()} {model_label(model)}")
             chosen = [curves[key] for m in FIGURE_3_METHODS if (key := (dataset, model, m)) in curves]
-            for one in chosen:
-                _draw(axis, one)
-            if chosen:
-                axis.legend(loc="lower right", handlelength=3.0)
-                _finish(axis)
-            else:
-                _empty(axis)
+            _title(axis, f"{dataset_label(dataset)}, {family.upper()} {model_label(model)}", chosen)
+            _fill(axis, chosen)
         axes[0].set_ylabel("Validation accuracy (%)")
     for axis in grid[-1]:
         axis.set_xlabel("Steps (thousands)")
+    _legend(figure, list(grid.flat))
     return figure
 
 
@@ -101,23 +93,16 @@ def figure_4(curves: dict[CellKey, Curves], published: Published) -> Figure:
     cells = [c for c in published.cells if (c.dataset, c.method, c.table) == ("mnist", "dr", 2)]
     figure = Figure(figsize=(10.0, 3.8), layout="constrained")
     axes: NDArray[np.object_] = figure.subplots(1, 3, sharey=True)
-    shown: dict[str, Any] = {}
     for axis, cell in zip(axes, cells, strict=True):
         mean, std = cell.accuracy
         axis.axhspan(mean - std, mean + std, color="0.85", zorder=0)
         axis.axhline(mean, color="0.45", linestyle=(0, (2, 2)), label="published test accuracy ± std", zorder=1)
-        axis.set_title(f"MLP {model_label(cell.model)}")
+        chosen = [curves[cell.key]] if cell.key in curves else []
+        _title(axis, f"MNIST, MLP {model_label(cell.model)}", chosen)
         axis.set_xlabel("Steps (thousands)")
-        if cell.key in curves:
-            _draw(axis, curves[cell.key])
-            _finish(axis)
-        else:
-            _empty(axis)
-        handles, labels = axis.get_legend_handles_labels()
-        shown |= dict(zip(labels, handles, strict=True))
+        _fill(axis, chosen)
     axes[0].set_ylabel("Validation accuracy (%)")
-    legend = {"loc": "outside lower center", "ncols": len(shown), "handlelength": 3.0, "frameon": False}
-    figure.legend(list(shown.values()), list(shown), **legend)
+    _legend(figure, list(axes))
     return figure
 
 
@@ -192,16 +177,42 @@ def _draw(axis: Axes, curves: Curves) -> None:
             axis.plot(rest_x[length - 1 :], rest_y[length - 1 :], color=look.color, linewidth=0.7, alpha=0.8)
 
 
-def _finish(axis: Axes) -> None:
-    axis.set_xscale("log")
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.grid(visible=True, **GRID)
+def _title(axis: Axes, title: str, curves: Sequence[Curves]) -> None:
+    """A panel's title, with what is less than in the paper below it: seeds, and data."""
+    few = {one.label: len(one.lines) for one in curves if len(one.lines) < PAPER_SEEDS}
+    if len(few) == len(curves) and len(set(few.values())) == 1:
+        number = next(iter(few.values()))
+        notes = [f"{number} seed{'s' if number > 1 else ''}"]
+    else:
+        notes = [f"{label}: {number} seed{'s' if number > 1 else ''}" for label, number in few.items()]
+    parts = [one.label for one in curves if one.row.ours and one.row.ours.subset]
+    notes += [f"{', '.join(parts)} on a subset of the data"] if parts else []
+    axis.set_title(title + (f"\n{'; '.join(notes)}" if notes else ""))
 
 
-def _empty(axis: Axes) -> None:
-    axis.text(0.5, 0.5, "no runs yet", transform=axis.transAxes, ha="center", va="center", color="0.4")
-    axis.set_xticks([])
+def _fill(axis: Axes, curves: Sequence[Curves]) -> None:
+    for one in curves:
+        _draw(axis, one)
+    if curves:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.grid(visible=True, **GRID)
+    else:
+        axis.text(0.5, 0.5, "no runs yet", transform=axis.transAxes, ha="center", va="center", color="0.4")
+        axis.set_xticks([])
+
+
+def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
+    """One legend below all panels, where no curve can run under it."""
+    shown: dict[str, Artist] = {}
+    for axis in axes:
+        handles, labels = axis.get_legend_handles_labels()
+        shown = dict(zip(labels, handles, strict=True)) | shown
+    order = [style.label for style in METHODS.values()]
+    names = sorted(shown, key=lambda name: order.index(name) if name in order else len(order))
+    handles = [shown[name] for name in names]
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), handlelength=3.5, frameon=False)
 
 
 def _nothing(text: str) -> Figure:

@@ -42,6 +42,13 @@ document.querySelectorAll("table.filterable").forEach((table) => {
   input.placeholder = "Filter: all of these words";
   input.setAttribute("aria-label", "Filter the rows of the table below");
   box.append(input);
+  const absent = document.createElement("input");
+  absent.type = "checkbox";
+  if (table.querySelector("tr.absent")) {
+    const label = document.createElement("label");
+    label.append(absent, " hide what is missing");
+    box.append(label);
+  }
   table.parentElement.before(box);
   const apply = () => {
     const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -52,13 +59,14 @@ document.querySelectorAll("table.filterable").forEach((table) => {
       Array.from(body.rows).forEach((row) => {
         if (row === title) return;
         const text = `${title ? title.textContent : ""} ${row.textContent}`.toLowerCase();
-        row.hidden = !words.every((word) => text.includes(word));
+        row.hidden = !words.every((word) => text.includes(word)) || (absent.checked && row.classList.contains("absent"));
         shown += !row.hidden;
       });
       if (title) title.hidden = shown === 0;
     });
   };
   input.addEventListener("input", apply);
+  absent.addEventListener("change", apply);
   filters.push({ table, input, apply });
 });
 

@@ -15,7 +15,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from analysis.claims import BenchmarkError, Finding, judge_ours, judge_published
 from analysis.compare import CompareError, Comparison, Ours, Row, compare
 from analysis.drawings import GraphError
 from analysis.figures import Drawn, add_sources, draw_figures
-from analysis.layouts import MISSING, Column, Layout, beside_layout, mean_std, signed, time_layout
+from analysis.layouts import MISSING, Column, Layout, judged_layouts, mean_std, signed, time_layout
 from analysis.load import LoadError, load_records
 from analysis.published import load_published
 from analysis.statistics import MARGINS, PAPER_SEEDS, Verdict, contrast, sample
@@ -100,7 +100,6 @@ class Report:
     others: list[dict[str, Any]]
     records: int
     runs: Path
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def anchor(row: Row) -> str:
@@ -260,7 +259,7 @@ def page(report: Report, command: str, out: Path) -> str:
         states=[*Verdict, "not judged", "missing"],
         symbols=VERDICT_SYMBOLS,
         methods={name: style.label for name, style in METHODS.items()},
-        tables=[(c, [_filled(beside_layout(c)), _filled(time_layout(c))]) for c in report.comparisons],
+        tables=[(c, [*map(_filled, judged_layouts(c)), _filled(time_layout(c))]) for c in report.comparisons],
         figures=figures,
         headline=headline,
         notes={c.table: notes(c, report.runs, report.records) for c in report.comparisons},
@@ -295,10 +294,8 @@ def _clocks(comparisons: Sequence[Comparison]) -> list[dict[str, str]]:
 
 def _code(text: str) -> Markup:
     """Text with what stands in backticks as code."""
-    parts = [
-        Markup("<code>{}</code>").format(part) if i % 2 else Markup.escape(part)
-        for i, part in enumerate(text.split("`"))
-    ]
+    code = Markup("<code>{}</code>")
+    parts = [code.format(part) if i % 2 else Markup.escape(part) for i, part in enumerate(text.split("`"))]
     return Markup("").join(parts)
 
 

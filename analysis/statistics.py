@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtr, stdtrit
 
 ALPHA = 0.05
 # Fewer seeds have too few degrees of freedom: with two, the intervals cover less than they say.
@@ -70,20 +70,20 @@ class Estimate:
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Returns the two-sided confidence interval."""
-        half = float(stats.t.ppf(0.5 + level / 2, self.df)) * self.error
+        half = _quantile(0.5 + level / 2, self.df) * self.error
         return self.value - half, self.value + half
 
     def p_above(self, bound: float = 0.0) -> float:
         """Returns the p-value against "the quantity is at most ``bound``"; small: it lies above."""
-        return float(stats.t.sf(self._t(bound), self.df))
+        return float(stdtr(self.df, -self._t(bound)))
 
     def p_below(self, bound: float = 0.0) -> float:
         """Returns the p-value against "the quantity is at least ``bound``"; small: it lies below."""
-        return float(stats.t.cdf(self._t(bound), self.df))
+        return float(stdtr(self.df, self._t(bound)))
 
     def p_not_zero(self) -> float:
         """Returns the two-sided p-value against "the quantity is zero"."""
-        return float(2 * stats.t.sf(abs(self._t(0.0)), self.df))
+        return float(2 * stdtr(self.df, -abs(self._t(0.0))))
 
     def p_within(self, margin: float) -> float:
         """Returns the p-value against "the quantity lies outside ±margin" (two one-sided tests, Schuirmann 1987)."""
@@ -143,13 +143,13 @@ class Margin:
     stds: float
     floor: float
     cap: float = math.inf
-    cap_fraction: float = math.inf
+    cap_fraction: float | None = None
 
     def of(self, published: Sample) -> float:
         """Returns the margin of one number."""
         assert published.mean is not None
         assert published.std is not None
-        cap = min(self.cap, self.cap_fraction * published.mean)
+        cap = self.cap if self.cap_fraction is None else min(self.cap, self.cap_fraction * published.mean)
         return max(self.floor, min(cap, self.stds * published.std))
 
 
@@ -164,19 +164,28 @@ MARGINS = {
 class Judgement:
     """One number of ours beside the published: what is said, and what it rests on.
 
-    ``p_holm`` is corrected over the table; ``margin`` is in the metric's unit; ``power`` is the probability of
-    "reproduced" with this many seeds if nothing differs, ``seeds_needed`` the number of seeds that makes it 80 % (None:
-    no number up to 30 does). Without an estimate there was nothing to test, and ``reason`` says why.
+    ``margin`` is in the metric's unit, ``p_holm`` corrected over the table. Both p-values are None where nothing was
+    tested, and ``reason`` says why. One seed has no estimate.
     """
 
     verdict: Verdict
     reason: str
+    ours: Sample
+    published: Sample
     margin: float
-    estimate: Estimate | None = None
+    estimate: Estimate | None
     p_holm: float | None = None
     p_within: float | None = None
-    power: float | None = None
-    seeds_needed: int | None = None
+
+    @property
+    def power(self) -> float:
+        """Returns the probability of "reproduced" with this many seeds if nothing differs."""
+        return power_reproduced(self.ours, self.published, self.margin)
+
+    @property
+    def seeds_needed(self) -> int | None:
+        """Returns how many seeds make that 80 %; None: more than 30."""
+        return seeds_needed(self.ours, self.published, self.margin)
 
 
 def judge(pairs: Sequence[tuple[Sample, Sample]], margin: Margin, cut: Sequence[bool] = ()) -> list[Judgement]:
@@ -187,29 +196,27 @@ def judge(pairs: Sequence[tuple[Sample, Sample]], margin: Margin, cut: Sequence[
     ``cut``, runs that the limit of steps ended, which the paper does not have.
     """
     cut = cut or [False] * len(pairs)
-    estimates = [
-        contrast([(1.0, ours), (-1.0, published)]) if ours.n >= MIN_SEEDS and not ended else None
-        for (ours, published), ended in zip(pairs, cut, strict=True)
+    estimates = [contrast([(1.0, ours), (-1.0, published)]) for ours, published in pairs]
+    reasons = [
+        f"fewer than {MIN_SEEDS} seeds" if ours.n < MIN_SEEDS else "cut short by the step limit" if ended else ""
+        for (ours, _), ended in zip(pairs, cut, strict=True)
     ]
-    adjusted = iter(holm([estimate.p_not_zero() for estimate in estimates if estimate]))
+    tested = [estimate for estimate, reason in zip(estimates, reasons, strict=True) if estimate and not reason]
+    adjusted = iter(holm([estimate.p_not_zero() for estimate in tested]))
     found: list[Judgement] = []
-    for (ours, published), ended, estimate in zip(pairs, cut, estimates, strict=True):
+    for (ours, published), estimate, reason in zip(pairs, estimates, reasons, strict=True):
         allowed = margin.of(published)
-        if estimate is None:
-            reason = "cut short by the step limit" if ended else f"fewer than {MIN_SEEDS} seeds"
-            shown = contrast([(1.0, ours), (-1.0, published)])
-            needed = seeds_needed(ours, published, allowed)
-            found.append(Judgement(Verdict.INCONCLUSIVE, reason, allowed, shown, seeds_needed=needed))
+        if estimate is None or reason:
+            found.append(Judgement(Verdict.INCONCLUSIVE, reason, ours, published, allowed, estimate))
             continue
         p_holm, p_within = next(adjusted), estimate.p_within(allowed)
         if p_within < ALPHA:
-            verdict, reason = Verdict.REPRODUCED, "within the margin"
+            verdict, why = Verdict.REPRODUCED, "within the margin"
         elif p_holm < ALPHA:
-            verdict, reason = Verdict.DIFFERS, "the difference is not zero"
+            verdict, why = Verdict.DIFFERS, "the difference is not zero"
         else:
-            verdict, reason = Verdict.INCONCLUSIVE, "neither within the margin nor surely different"
-        power, needed = power_reproduced(ours, published, allowed), seeds_needed(ours, published, allowed)
-        found.append(Judgement(verdict, reason, allowed, estimate, p_holm, p_within, power, needed))
+            verdict, why = Verdict.INCONCLUSIVE, "neither within the margin nor surely different"
+        found.append(Judgement(verdict, why, ours, published, allowed, estimate, p_holm, p_within))
     return found
 
 
@@ -220,16 +227,8 @@ def power_reproduced(ours: Sample, published: Sample, margin: float) -> float:
         return 0.0
     if estimate.error == 0:
         return 1.0
-    reach = margin / estimate.error - float(stats.t.ppf(1 - ALPHA, estimate.df))
-    return max(0.0, float(2 * stats.norm.cdf(reach) - 1))
-
-
-def power_differs(shift: float, ours: Sample, published: Sample, tests: int) -> float:
-    """Returns the probability that one true shift passes Holm's strictest step among ``tests``."""
-    estimate = contrast([(1.0, ours), (-1.0, published)])
-    assert estimate is not None
-    critical = float(stats.t.ppf(1 - ALPHA / (2 * tests), estimate.df))
-    return float(stats.nct.sf(critical, estimate.df, shift / estimate.error))
+    reach = margin / estimate.error - _quantile(1 - ALPHA, estimate.df)
+    return math.erf(reach / math.sqrt(2)) if reach > 0 else 0.0
 
 
 def seeds_needed(ours: Sample, published: Sample, margin: float, power: float = 0.8, most: int = 30) -> int | None:
@@ -244,17 +243,30 @@ def seeds_needed(ours: Sample, published: Sample, margin: float, power: float = 
     return None
 
 
-def power_table() -> str:
-    """Returns, as Markdown, the power of both verdicts for equal deviations, by seeds and by tests in a table."""
-    published = Sample(0.0, 1.0, PAPER_SEEDS)
+def power_table(draws: int = 200_000) -> str:
+    """Returns, as Markdown, the power of both verdicts for equal deviations, by seeds and by tests in a table.
+
+    From simulated runs with a fixed seed.
+    """
     lines = ["| Seeds | Reproduced, if equal | Differs, if 3 std apart: 1 test | 15 tests | 45 tests |"]
     lines.append("| ---: | ---: | ---: | ---: | ---: |")
+    rng = np.random.default_rng(0)
     for n in (3, 5, 10, 20):
-        ours = Sample(0.0, 1.0, n)
-        chances = [power_reproduced(ours, published, MARGINS["accuracy"].stds)]
-        chances += [power_differs(3.0, ours, published, tests) for tests in (1, 15, 45)]
+        ours, theirs = rng.normal(size=(draws, n)), rng.normal(size=(draws, PAPER_SEEDS))
+        variances = [runs.var(axis=1, ddof=1) / runs.shape[1] for runs in (ours, theirs)]
+        error = np.sqrt(variances[0] + variances[1])
+        df = error**4 / (variances[0] ** 2 / (n - 1) + variances[1] ** 2 / (PAPER_SEEDS - 1))
+        difference = ours.mean(axis=1) - theirs.mean(axis=1)
+        margin = MARGINS["accuracy"].stds * theirs.std(axis=1, ddof=1)
+        chances = [np.mean(np.abs(difference) + stdtrit(df, 1 - ALPHA) * error < margin)]
+        p = 2 * stdtr(df, -np.abs(difference + 3.0) / error)
+        chances += [np.mean(p < ALPHA / tests) for tests in (1, 15, 45)]
         lines.append(f"| {n} | " + " | ".join(f"{100 * chance:.0f} %" for chance in chances) + " |")
     return "\n".join(lines)
+
+
+def _quantile(p: float, df: float) -> float:
+    return float(stdtrit(df, p))
 
 
 if __name__ == "__main__":

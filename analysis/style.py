@@ -27,7 +27,7 @@ METHODS: dict[str, MethodStyle] = {
 }
 
 # Every figure is drawn with these; nothing of a machine's own settings, fonts or dates enters.
-RC: dict[str, Any] = {
+RC: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": 10,
