@@ -18,12 +18,12 @@ from matplotlib.figure import Figure
 
 from analysis import drawings, plots
 from analysis.claims import DEFAULT_BENCHMARKS, BenchmarkError, load_depth
-from analysis.compare import CompareError, Comparison, compare
+from analysis.compare import CompareError, compare
 from analysis.drawings import DEFAULT_GRAPHS, GraphError
 from analysis.load import LoadError, load_records
 from analysis.published import load_published
 from analysis.statistics import PAPER_SEEDS
-from analysis.style import RC, method_style
+from analysis.style import RC
 from analysis.tables import DEFAULT_RUNS
 from analysis.terminal import shown_path
 
@@ -59,7 +59,8 @@ def draw_figures(runs: Path, benchmarks: Path, graphs: Path, *, mixed: bool = Fa
                 plots.figure_3(curves, published),
                 "Validation accuracy against training steps",
                 "Mean over seeds with a band of one standard deviation while all of them run; then each seed by"
-                f" itself, as a thin line. {_seeds(comparisons)}CP is left out, as in the paper.",
+                f" itself, as a thin line. A panel says where it has fewer than the paper's {PAPER_SEEDS} seeds."
+                " CP is left out, as in the paper.",
             ),
             Drawn(
                 4,
@@ -158,13 +159,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     for one in drawn:
         print(f"Figure {one.number}: {shown_path(args.out)}/figure{one.number}.{{{','.join(FORMATS)},md}}")
     return 0
-
-
-def _seeds(comparisons: Sequence[Comparison]) -> str:
-    rows = plots.shown_rows(comparisons).values()
-    few = [row for row in rows if row.ours and len(row.ours.seeds) < PAPER_SEEDS]
-    names = sorted({method_style(row.published.method).label for row in few})
-    return f"Fewer than the paper's {PAPER_SEEDS} seeds: {', '.join(names)}, as marked. " if names else ""
 
 
 if __name__ == "__main__":

@@ -180,7 +180,7 @@ class Judgement:
     @property
     def power(self) -> float:
         """Returns the probability of "reproduced" with this many seeds if nothing differs."""
-        return power_reproduced(self.ours, self.published, self.margin)
+        return 0.0 if self.p_within is None else power_reproduced(self.ours, self.published, self.margin)
 
     @property
     def seeds_needed(self) -> int | None:

@@ -14,15 +14,16 @@ import io
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich import box
 from rich.table import Table
 
-from analysis.compare import CompareError, Comparison, Row, compare
+from analysis.compare import Comparison, Row, compare
 from analysis.latex import latex
-from analysis.layouts import METRICS, MISSING, TITLES, Layout, brief_layout, device_letter, layouts
-from analysis.load import LoadError, load_records
+from analysis.layouts import METRICS, MISSING, TITLES, Layout, brief_layout, device_letter, judged_layouts, layouts
+from analysis.load import load_records
 from analysis.published import load_published
 from analysis.statistics import PAPER_SEEDS, Verdict
 from analysis.style import VERDICT_COLOURS, dataset_label
@@ -30,14 +31,31 @@ from analysis.terminal import print_table, shown_path
 
 DEFAULT_RUNS = Path("results/runs")
 DEFAULT_OUT = Path("results/tables")
+README_START, README_END = "<!-- summary: python -m analysis.tables --readme README.md -->", "<!-- end of summary -->"
 
 
 def markdown(layout: Layout) -> str:
     """Returns a layout as a Markdown table under its caption."""
-    aligned = ["---" if column.kind in ("text", "verdict") else "---:" for column in layout.columns]
-    header = [column.header for column in layout.columns]
-    lines = [f"## {layout.caption}", "", *map(_line, [header, aligned, *layout.places()])]
-    return "\n".join([*lines, ""])
+    return "\n".join([f"## {layout.caption}", "", *_table(layout), ""])
+
+
+def summary(comparisons: Sequence[Comparison]) -> str:
+    """Returns the headline and the accuracies of the cells that have runs, as README shows them."""
+    lines: list[str] = []
+    for comparison in comparisons:
+        having = replace(comparison, rows=tuple(row for row in comparison.rows if row.ours))
+        if having.rows:
+            lines += [f"Table {comparison.table}: {headline(comparison)}", "", *_table(judged_layouts(having)[0]), ""]
+    return "\n".join(lines) or "No runs yet.\n"
+
+
+def write_readme(path: Path, text: str) -> None:
+    """Puts a summary between README's marks. Raises ValueError where there are none."""
+    before, start, rest = path.read_text(encoding="utf-8").partition(README_START)
+    _, end, after = rest.partition(README_END)
+    if not start or not end:
+        raise ValueError(f"{path}: no place for the summary, between {README_START} and {README_END}")
+    path.write_text(f"{before}{start}\n\n{text}\n{end}{after}", encoding="utf-8", newline="\n")
 
 
 def csv_text(comparison: Comparison, command: str) -> str:
@@ -211,13 +229,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder for the files")
     parser.add_argument("--mixed-versions", action="store_true", help="read records of other schema versions too")
+    parser.add_argument("--readme", type=Path, help="put the summary between this file's marks, and do no more")
     args = parser.parse_args(argv)
     having = list(dict.fromkeys(cell.table for cell in cells if args.dataset in (None, cell.dataset)))
     if args.table is not None and args.table not in having:
         parser.error(f"table {args.table} has no {args.dataset}; it is in table {', '.join(map(str, having))}")
     try:
+        if args.readme:
+            records = load_records(args.runs, mixed=args.mixed_versions)
+            write_readme(args.readme, summary([compare(records, load_published(), n) for n in having]))
+            return 0
         write_tables(args.runs, args.table, args.dataset, args.out, mixed=args.mixed_versions)
-    except (LoadError, CompareError) as error:
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
@@ -229,6 +252,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(runs: Path, table: int, out: Path, mixed: bool) -> str:
     parts = ["python", "-m", "analysis.tables", shown_path(runs), "--table", str(table), "--out", shown_path(out)]
     return shlex.join([*parts, *(["--mixed-versions"] if mixed else [])])
+
+
+def _table(layout: Layout) -> list[str]:
+    aligned = ["---" if column.kind in ("text", "verdict") else "---:" for column in layout.columns]
+    return [_line(cells) for cells in [[column.header for column in layout.columns], aligned, *layout.places()]]
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -53,15 +53,15 @@ def simulated(rng: np.random.Generator, seeds: int, shift: float = 0.0, only: in
     return judge(pairs, ACCURACY)
 
 
-@pytest.mark.parametrize("seeds", [3, 5])
-def test_under_the_null_a_table_says_differs_in_at_most_5_percent_of_cases(seeds: int) -> None:
+# With more seeds than the paper's, Welch's approximation is a little liberal so far in the tail; see docs/verdicts.md.
+@pytest.mark.parametrize(("seeds", "most"), [(3, 0.05), (5, 0.05), (10, 0.07)])
+def test_under_the_null_a_table_says_differs_in_at_most_5_percent_of_cases(seeds: int, most: float) -> None:
     rng = np.random.default_rng(seeds)
-    tables = [Counter(judgement.verdict for judgement in simulated(rng, seeds)) for _ in range(300)]
+    tables = [Counter(judgement.verdict for judgement in simulated(rng, seeds)) for _ in range(600)]
     wrong = sum(table[Verdict.DIFFERS] > 0 for table in tables)
-    # 5 % of 300 is 15; four standard errors of a binomial number above it would be 30.
-    assert wrong <= 15
-    # And they say something: most cells are reproduced at 5 seeds.
-    assert sum(table[Verdict.REPRODUCED] for table in tables) > (0.5 if seeds == 5 else 0.3) * 300 * len(TABLE_2)
+    assert wrong <= most * 600
+    # And they say something: most cells are reproduced from 5 seeds on.
+    assert sum(table[Verdict.REPRODUCED] for table in tables) > (0.5 if seeds >= 5 else 0.3) * 600 * len(TABLE_2)
 
 
 def test_a_shift_of_3_deviations_at_5_seeds_is_found() -> None:
@@ -179,7 +179,7 @@ def test_power_is_the_share_of_simulated_verdicts(seeds: int, std: float) -> Non
 def test_the_table_of_power_is_what_independent_simulations_give() -> None:
     rng = np.random.default_rng(1)
     ours, theirs = rng.normal(size=(20_000, 5)) + 3.0, rng.normal(size=(20_000, 5))
-    p = stats.ttest_ind(ours, theirs, axis=1, equal_var=False).pvalue
+    p = np.asarray(stats.ttest_ind(ours, theirs, axis=1, equal_var=False)[1])
     row = next(line for line in power_table().splitlines() if line.startswith("| 5 |"))
     said = [float(word) / 100 for word in row.replace("%", "").strip("|").split("|")[2:]]
     assert said == pytest.approx([float(np.mean(p < ALPHA / tests)) for tests in (1, 15, 45)], abs=0.015)
