@@ -6,6 +6,7 @@ UV ?= uv
 BIN := .venv/bin
 STAMP := .venv/.locked
 LOCK := requirements.lock.txt
+GRAPHS := results/graphs/mlp.svg
 
 # Assigned with = and not ?=, so that only make's command line changes them: a variable that happens to be exported
 # must not narrow a table.
@@ -28,11 +29,11 @@ SELECTION = $(call arg,DATASET,dataset) $(call arg,PRESET,preset) $(call arg,SEE
             $(call arg,TOGETHER,together) $(call arg,MODEL,model) $(call arg,METHOD,method) $(call arg,ENGINE,engine)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint data reproduce tables status plan clean setup lock
+.PHONY: help demo test lint data reproduce tables figures report check-latex status plan clean setup lock
 .DELETE_ON_ERROR:
 
 help: ## list the verbs
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## five methods on real 8x8 digits, a table and a figure, in under 3 minutes; no data to download
 	@$(BIN)/python -m experiments.reproduce sweep=demo preset=demo seeds=1
@@ -48,12 +49,25 @@ lint: $(STAMP) ## style, formatting and types
 data: $(STAMP) ## import a data set once, checksummed: DATASET=mnist RAW=<folder with the original files>
 	@$(BIN)/python -m experiments.data $(call arg,DATASET,dataset) $(call arg,RAW,raw)
 
-reproduce: $(STAMP) ## run what is missing of a table, then print it: TABLE=2 DATASET=mnist PRESET=paper SEEDS=5 [TOGETHER=yes MODEL= METHOD= ENGINE=]
+reproduce: $(STAMP) ## run what is missing of a table, then tables, figures and report: TABLE=2 DATASET=mnist PRESET=paper SEEDS=5 [TOGETHER=yes MODEL= METHOD= ENGINE=]
 	@$(BIN)/python -m experiments.reproduce $(call quoted,sweep=table$(TABLE)) $(SELECTION)
 
 tables: $(STAMP) ## print ours beside published, from the records that exist: tables that have some, or [TABLE= DATASET=]
 	@$(BIN)/python -m analysis.tables $(if $(filter command,$(origin TABLE)),--table $(call quoted,$(TABLE))) \
 	  $(if $(filter command,$(origin DATASET)),--dataset $(call quoted,$(DATASET)))
+
+figures: $(STAMP) $(GRAPHS) ## Figures 3-7 from records, benchmarks and traced graphs, in results/figures
+	@$(BIN)/python -m analysis.figures
+
+report: $(STAMP) $(GRAPHS) ## did it reproduce? one HTML page, and the verdicts in the terminal
+	@$(BIN)/python -m analysis.report
+
+check-latex: $(STAMP) ## compile the tables' LaTeX; needs a pdflatex
+	@$(BIN)/python -m analysis.latex
+
+# Traced once; remove the folder to trace anew.
+$(GRAPHS): | $(STAMP)
+	@$(BIN)/python -m experiments.graphs
 
 status: $(STAMP) ## grid of cells: done, running, failed, missing
 	@$(BIN)/python -m experiments.status $(call quoted,sweep=table$(TABLE)) $(SELECTION)

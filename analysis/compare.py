@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import statistics
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.published import Published, PublishedCell
+from analysis.published import UNITS, CellKey, Published, PublishedCell
+from analysis.statistics import MARGINS, Judgement, Sample, Verdict, judge, sample
 
-PAPER_SEEDS = 5
 PAPER_PRESET = "paper"
 # Keys of a record's configuration that a cell's runs may differ in: a name changes nothing, and a run that the limit of
 # steps, which the paper does not have, cut short is marked.
@@ -26,29 +24,14 @@ class CompareError(ValueError):
 
 
 @dataclass(frozen=True)
-class Stat:
-    """Mean and sample standard deviation (``ddof=1``) of ``n`` runs; one run has no deviation, no run no mean."""
-
-    mean: float | None
-    std: float | None
-    n: int
-
-
-def stat(values: Sequence[float]) -> Stat:
-    """Returns the mean and the standard deviation with ``ddof=1``, in the values' unit; NaN is no value."""
-    known = [value for value in values if not math.isnan(value)]
-    std = statistics.stdev(known) if len(known) > 1 else None
-    return Stat(mean=statistics.fmean(known) if known else None, std=std, n=len(known))
-
-
-@dataclass(frozen=True)
 class Ours:
     """Our runs of one cell: same engine, device, data and configuration, different seeds.
 
     Accuracies in percent, ``steps_k`` in thousands of steps to 99 % of the best validation accuracy, ``time_s`` the
     seconds to get there. ``ms_per_step`` is the paper's definition of time per step, ``device_ms`` the device time and
     ``end_to_end_ms`` the whole training loop, all in milliseconds. ``sgd_ratio`` and ``device_sgd_ratio`` divide
-    ``ms_per_step`` and ``device_ms`` by SGD's on the same architecture, data and device.
+    ``ms_per_step`` and ``device_ms`` by SGD's on the same architecture, data and device. ``run_ids`` have
+    the order of ``seeds``.
     """
 
     engine: str | None
@@ -58,14 +41,17 @@ class Ours:
     config_digest: str
     data_sha256: str
     seeds: tuple[int, ...]
+    run_ids: tuple[str, ...]
     cut: int  # runs that ended at the step limit, which the paper does not have
-    accuracy: Stat
-    train_accuracy: Stat
-    steps_k: Stat
-    time_s: Stat
-    ms_per_step: Stat
-    device_ms: Stat
-    end_to_end_ms: Stat
+    accuracy: Sample
+    train_accuracy: Sample
+    steps_k: Sample
+    time_s: Sample
+    ms_per_step: Sample
+    device_ms: Sample
+    end_to_end_ms: Sample
+    compile_s: Sample
+    evaluation_s: Sample
     accuracy_difference: float
     sgd_ratio: float | None = None
     device_sgd_ratio: float | None = None
@@ -73,19 +59,24 @@ class Ours:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: the paper's cell, SGD's share of its time per step, and ours (None: no record)."""
+    """One line of a table: the paper's cell, SGD's share of its time per step, and ours (None: no record).
+
+    ``judgements``, by metric, are of the one row of a cell that is judged: the paper's operators, all data, most seeds.
+    """
 
     published: PublishedCell
     published_sgd_ratio: float
     ours: Ours | None
     # True where the cell has runs of more than one configuration, which then need their digest to be told apart.
     ambiguous: bool = False
+    judgements: Mapping[str, Judgement] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Rows in the paper's order, the devices behind them, and how many records were left out for which reason."""
 
+    table: int
     rows: tuple[Row, ...]
     devices: tuple[str, ...]
     left_out: dict[str, int] = field(default_factory=dict)
@@ -93,16 +84,29 @@ class Comparison:
     @property
     def missing(self) -> int:
         """Number of cells without a record of the engine that the paper's tables use."""
-        return self.cells - len({_cell_key(r.published) for r in self.rows if r.ours and r.ours.engine != "exact"})
+        return self.cells - len({r.published.key for r in self.rows if r.ours and r.ours.engine != "exact"})
 
     @property
     def cells(self) -> int:
         """Number of the paper's cells among the rows."""
-        return len({_cell_key(row.published) for row in self.rows})
+        return len({row.published.key for row in self.rows})
+
+    @property
+    def judged(self) -> dict[CellKey, Row]:
+        """The rows that are judged, by cell."""
+        return {row.published.key: row for row in self.rows if row.judgements}
+
+    def verdicts(self, metric: str = "accuracy") -> Counter[Verdict]:
+        """Returns how many of the judged cells have which verdict."""
+        return Counter(row.judgements[metric].verdict for row in self.judged.values())
+
+    def only(self, dataset: str | None) -> Comparison:
+        """Returns the rows of one data set, judged as in the whole table; all of them for None."""
+        return replace(self, rows=tuple(row for row in self.rows if dataset in (None, row.published.dataset)))
 
 
-def compare(records: pd.DataFrame, published: Published, table: int, dataset: str | None = None) -> Comparison:
-    """Puts the records of ``load_records`` beside the paper's cells of one table, or of one data set of it.
+def compare(records: pd.DataFrame, published: Published, table: int) -> Comparison:
+    """Puts the records of ``load_records`` beside the paper's cells of one table.
 
     Only records of preset ``paper``, with the configuration that ``published.yaml`` expects and the table's engine (or
     ``exact``, as extra rows), enter; ``left_out`` counts the rest, by what is different. Runs of different devices,
@@ -113,13 +117,12 @@ def compare(records: pd.DataFrame, published: Published, table: int, dataset: st
     left_out = _reasons_left_out(records, published)
     enters = pd.Series([reason is None for reason in left_out], index=records.index, dtype=bool)
     groups = _groups(records.loc[enters])
-    cells = [c for c in published.cells if c.table == table and dataset in (None, c.dataset)]
-    sgd_ms = {_cell_key(c)[:2]: c.ms_per_step[0] for c in published.cells if c.method == "sgd"}
+    sgd_ms = {c.key[:2]: c.ms_per_step[0] for c in published.cells if c.method == "sgd"}
     rows: list[Row] = []
-    for cell in cells:
-        ratio = cell.ms_per_step[0] / sgd_ms[(cell.dataset, cell.model)]
+    for cell in (c for c in published.cells if c.table == table):
+        ratio = cell.ms_per_step[0] / sgd_ms[cell.key[:2]]
         baselines = [_ours(g, cell) for g in groups.get((cell.dataset, cell.model, "sgd"), [])]
-        ours = [_with_ratios(_ours(g, cell), baselines) for g in groups.get(_cell_key(cell), [])]
+        ours = [_with_ratios(_ours(g, cell), baselines) for g in groups.get(cell.key, [])]
         ours.sort(key=lambda o: (o.engine == "exact", o.device, o.subset, o.config_digest))
         # A cell with an ablation only still shows that the row of the paper's own operators is missing.
         if all(o.engine == "exact" for o in ours):
@@ -128,15 +131,29 @@ def compare(records: pd.DataFrame, published: Published, table: int, dataset: st
         rows.extend(Row(cell, ratio, o, variants[(o.engine, o.device, o.subset)] > 1) for o in ours)
     devices = sorted({row.ours.device for row in rows if row.ours})
     counts = Counter(reason for reason in left_out if reason is not None)
-    return Comparison(tuple(rows), tuple(devices), dict(sorted(counts.items())))
+    return Comparison(table, tuple(_judged(rows)), tuple(devices), dict(sorted(counts.items())))
 
 
-def _cell_key(cell: PublishedCell) -> tuple[str, str, str]:
-    return cell.dataset, cell.model, cell.method
+def _judged(rows: Sequence[Row]) -> list[Row]:
+    """Rows with their judgements; a cell is one test, so only the row with the most seeds is judged."""
+    main: dict[CellKey, int] = {}
+    for number, row in enumerate(rows):
+        if row.ours and row.ours.engine != "exact" and not row.ours.subset:
+            best = rows[main[row.published.key]].ours if row.published.key in main else None
+            if best is None or len(row.ours.seeds) > len(best.seeds):
+                main[row.published.key] = number
+    chosen = sorted(main.values())
+    found: dict[int, dict[str, Judgement]] = {number: {} for number in chosen}
+    for metric, margin in MARGINS.items():
+        pairs = [(getattr(rows[n].ours, metric), rows[n].published.sample(metric)) for n in chosen]
+        cut = [bool(ours and ours.cut) for ours in (rows[n].ours for n in chosen)]
+        for number, judgement in zip(chosen, judge(pairs, margin, cut), strict=True):
+            found[number][metric] = judgement
+    return [replace(row, judgements=found.get(number, {})) for number, row in enumerate(rows)]
 
 
 def _reasons_left_out(records: pd.DataFrame, published: Published) -> list[str | None]:
-    known = {_cell_key(cell) for cell in published.cells}
+    known = {cell.key for cell in published.cells}
     reasons: list[str | None] = []
     for record in records.to_dict("records"):
         cell = (record["dataset"], record["model"], record["method"])
@@ -191,8 +208,8 @@ def _groups(records: pd.DataFrame) -> dict[Hashable, list[pd.DataFrame]]:
 
 
 def _ours(group: pd.DataFrame, cell: PublishedCell) -> Ours:
-    def of(column: str, scale: float = 1.0) -> Stat:
-        return stat([scale * value for value in ordered[column].tolist()])
+    def of(column: str, scale: float = 1.0, unit: float = 0.0) -> Sample:
+        return sample([scale * value for value in ordered[column].tolist()], unit)
 
     ordered = group.sort_values("seed")
     first = ordered.iloc[0]
@@ -207,13 +224,16 @@ def _ours(group: pd.DataFrame, cell: PublishedCell) -> Ours:
         data_sha256=first["data_sha256"],
         cut=sum(reason != "patience" for reason in ordered["stopped_by"]),
         seeds=tuple(int(seed) for seed in ordered["seed"]),
+        run_ids=tuple(ordered["run_id"]),
         accuracy=accuracy,
         train_accuracy=of("train_accuracy", 100.0),
-        steps_k=of("steps_to_99", 1e-3),
+        steps_k=of("steps_to_99", 1e-3, UNITS["steps_k"]),
         time_s=of("time_to_99_s"),
         ms_per_step=of("published_ms_per_step"),
         device_ms=of("device_ms_per_step"),
         end_to_end_ms=of("end_to_end_ms_per_step"),
+        compile_s=of("compile_s"),
+        evaluation_s=of("evaluation_s"),
         accuracy_difference=accuracy.mean - cell.accuracy[0],
     )
 
@@ -230,5 +250,5 @@ def _with_ratios(ours: Ours, baselines: Sequence[Ours]) -> Ours:
     )
 
 
-def _ratio(time: Stat, baseline: Stat) -> float | None:
+def _ratio(time: Sample, baseline: Sample) -> float | None:
     return time.mean / baseline.mean if time.mean is not None and baseline.mean else None

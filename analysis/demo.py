@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
 
-from analysis.compare import Stat, stat
 from analysis.load import LoadError, load_events, load_records
+from analysis.statistics import Sample, sample
 from analysis.style import METHODS, dataset_label, method_label, method_style, model_label
 from analysis.terminal import print_table, shown_path
 
@@ -94,10 +94,10 @@ def table(entries: Sequence[Entry]) -> Table:
         runs = entry.runs
         result.add_row(
             entry.label,
-            _text(stat([100.0 * value for value in runs["test_accuracy"].tolist()]), ".1f"),
-            _text(stat(runs["steps_run"].tolist()), ",.0f"),
-            _text(stat(runs["steps_to_99"].tolist()), ",.0f"),
-            _text(stat(runs["device_ms_per_step"].tolist()), ".3f"),
+            _text(sample([100.0 * value for value in runs["test_accuracy"].tolist()]), ".1f"),
+            _text(sample(runs["steps_run"].tolist()), ",.0f"),
+            _text(sample(runs["steps_to_99"].tolist()), ",.0f"),
+            _text(sample(runs["device_ms_per_step"].tolist()), ".3f"),
         )
     return result
 
@@ -162,7 +162,7 @@ def _heading(entries: Sequence[Entry]) -> str:
     return f"{dataset_label(first['dataset'])}, {architecture}: {len(entries)} methods"
 
 
-def _text(value: Stat, spec: str) -> str:
+def _text(value: Sample, spec: str) -> str:
     if value.mean is None:
         return "-"
     return f"{value.mean:{spec}}" + ("" if value.std is None else f" ± {value.std:{spec}}")

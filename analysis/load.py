@@ -59,25 +59,28 @@ _FIELDS: tuple[_Field, ...] = (
     _Field("finished", "finished", "text"),
     _Field("environment.device", "device", "text"),
 )
-COLUMNS: tuple[str, ...] = (*(field.column for field in _FIELDS), "config", "config_digest", "path")
+_MORE = ("schema_version", "config", "config_digest", "environment", "path")
+COLUMNS: tuple[str, ...] = (*(field.column for field in _FIELDS), *_MORE)
 
 _EVENT_KEYS = ("step", "update", "train_loss", "validation_accuracy", "validation_loss", "train_s", "wall_s")
 
 
-def load_records(folder: Path) -> pd.DataFrame:
+def load_records(folder: Path, *, mixed: bool = False) -> pd.DataFrame:
     """Reads ``<folder>/<run_id>/record.json`` of every finished run into a frame with ``COLUMNS``, sorted by run id.
 
     Units are the record's: accuracies as fractions, ``*_s`` in seconds, ``*_ms_per_step`` in milliseconds. Runs without
     a record (not finished, failed) are not in the frame, and a folder that does not exist holds none. ``config`` is
-    the scientific configuration as JSON. ``config_digest`` names it without its seed, and the data: runs with equal
-    digests differ by their seed only. A run that shared its program with other seeds has no clocks: NaN.
+    the scientific configuration as JSON, ``environment`` the machine's. ``config_digest`` names the configuration
+    without its seed and schema version, and the data: runs with equal digests differ by their seed only. A run that
+    shared its program with other seeds has no clocks: NaN.
 
     Raises LoadError, naming the file, for broken JSON, a missing key, a value of the wrong kind, or a schema version
-    that is not ``SCHEMA_VERSION``; records of several versions are refused together.
+    that is not ``SCHEMA_VERSION``; records of several versions are refused together. With ``mixed``, records of any
+    version are read that have every field.
     """
     paths = sorted(folder.glob("*/record.json"))
     records = [(path, _read_object(path)) for path in paths]
-    _check_versions(records)
+    _check_versions(records, mixed)
     rows = [_row(path, record) for path, record in records]
     return pd.DataFrame(rows, columns=pd.Index(COLUMNS))
 
@@ -118,18 +121,25 @@ def _parse_object(text: str, where: str) -> dict[str, Any]:
     return value
 
 
-def _check_versions(records: list[tuple[Path, dict[str, Any]]]) -> None:
+def _check_versions(records: list[tuple[Path, dict[str, Any]]], mixed: bool) -> None:
     examples: dict[str, Path] = {}
     for path, record in records:
         if "schema_version" not in record:
             raise LoadError(f"{path}: key 'schema_version' is missing")
+        if not _is("count", record["schema_version"]):
+            raise LoadError(f"{path}: 'schema_version' should be a count, got {record['schema_version']!r}")
         examples.setdefault(json.dumps(record["schema_version"]), path)
+    if mixed:
+        return
     if len(examples) > 1:
         found = "; ".join(f"version {version}, for example {path}" for version, path in examples.items())
-        raise LoadError(f"records of different schema versions cannot be read together: {found}")
+        raise LoadError(f"records of different schema versions are not read together without --mixed-versions: {found}")
     for version, path in examples.items():
         if version != json.dumps(SCHEMA_VERSION):
-            raise LoadError(f"{path}: schema version {version}, but this code reads version {SCHEMA_VERSION}")
+            raise LoadError(
+                f"{path}: schema version {version}, but this code reads version {SCHEMA_VERSION};"
+                " --mixed-versions reads others that have every field"
+            )
 
 
 def _row(path: Path, record: dict[str, Any]) -> dict[str, Any]:
@@ -140,6 +150,8 @@ def _row(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     config = record.get("config")
     if not isinstance(config, dict):
         raise LoadError(f"{path}: key 'config' is missing or not an object")
+    row["schema_version"] = record["schema_version"]
+    row["environment"] = json.dumps(record["environment"], sort_keys=True)
     row["config"] = json.dumps(config, sort_keys=True)
     row["config_digest"] = _digest(config, row["data_sha256"])
     row["path"] = str(path)
@@ -181,6 +193,6 @@ def _is(kind: str, value: Any) -> bool:
 
 
 def _digest(config: dict[str, Any], data_sha256: str) -> str:
-    shared = {key: value for key, value in config.items() if key != "seed"}
+    shared = {key: value for key, value in config.items() if key not in ("seed", "schema_version")}
     text = json.dumps([shared, data_sha256], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

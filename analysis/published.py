@@ -9,7 +9,14 @@ from typing import Any
 
 import yaml
 
+from analysis.statistics import Sample, published_sample
+
 PUBLISHED_YAML = Path(__file__).with_name("published.yaml")
+
+# A cell's data set, model and method.
+CellKey = tuple[str, str, str]
+# What a mean is rounded to: by printing, but steps by the 1000 between two evaluations, theirs and ours.
+UNITS = {"accuracy": 0.1, "steps_k": 1.0, "time_s": 0.1, "ms_per_step": 0.01}
 
 
 @dataclass(frozen=True)
@@ -17,9 +24,11 @@ class PublishedCell:
     """One row of the paper's tables; every metric is (mean, std) as printed, the std with ``ddof=0``.
 
     ``accuracy`` in percent, ``steps_k`` in thousands of steps, ``time_s`` in seconds, ``ms_per_step`` in milliseconds.
+    ``line`` is that of the paper's text, from 1.
     """
 
     table: int
+    line: int
     dataset: str
     model: str
     method: str
@@ -28,19 +37,51 @@ class PublishedCell:
     time_s: tuple[float, float]
     ms_per_step: tuple[float, float]
 
+    @property
+    def key(self) -> CellKey:
+        """Names the cell among all 87."""
+        return self.dataset, self.model, self.method
+
+    def sample(self, metric: str) -> Sample:
+        """Returns a metric as a sample of 5 runs, its deviation with ``ddof=1``."""
+        mean, std = getattr(self, metric)
+        return published_sample(mean, std, UNITS[metric])
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the paper's text and what it means on records; ``analysis.claims`` judges it.
+
+    ``line`` and ``quote`` are the text's, ``means`` says in words what is tested. The rest is the test; see
+    ``published.yaml``.
+    """
+
+    id: str
+    line: int
+    quote: str
+    means: str
+    every: str
+    metric: str
+    over: dict[str, list[str]]
+    terms: list[tuple[float, dict[str, str]]]
+    above: float
+    within: float | None
+
 
 @dataclass(frozen=True)
 class Published:
-    """All 87 cells in the paper's order, the date printed on the text that they come from, and how they were trained.
+    """All 87 cells in the paper's order, the text that they come from, its claims, and how the cells were trained.
 
-    ``protocol`` has the expected values by key; ``choices`` those of every other group of a record's configuration, by
-    the name chosen and by key.
+    ``text`` is the date printed on it, ``sha256`` its digest. ``protocol`` has the expected values by key; ``choices``
+    those of every other group of a record's configuration, by the name chosen and by key.
     """
 
     text: str
+    sha256: str
     protocol: dict[str, object]
     choices: dict[str, dict[str, dict[str, object]]]
     cells: tuple[PublishedCell, ...]
+    claims: tuple[Claim, ...]
 
     @property
     def tables(self) -> tuple[int, ...]:
@@ -67,6 +108,7 @@ def load_published() -> Published:
     cells = [
         PublishedCell(
             table=table,
+            line=row["line"],
             dataset=row["dataset"],
             model=row["model"],
             method=row["method"],
@@ -82,7 +124,16 @@ def load_published() -> Published:
     choices = {group: training[group] for group in ("dataset", "model", "method", "engine")}
     for group, ours in raw["suite"].items():
         choices[group] = {name: values | ours.get(name, {}) for name, values in choices[group].items()}
-    return Published(raw["source"]["text"], training["protocol"], choices, tuple(cells))
+    source = raw["source"]
+    claims = tuple(_claim(claim) for claim in raw["claims"])
+    return Published(source["text"], source["sha256"], training["protocol"], choices, tuple(cells), claims)
+
+
+def _claim(raw: dict[str, Any]) -> Claim:
+    over = {key: value if isinstance(value, list) else [value] for key, value in raw["over"].items()}
+    terms = [(float(term.pop("times")), term) for term in (dict(term) for term in raw["terms"])]
+    names = {key: raw[key] for key in ("id", "line", "quote", "means", "every", "metric")}
+    return Claim(**names, over=over, terms=terms, above=raw.get("above", 0.0), within=raw.get("within"))
 
 
 def _pair(values: list[float]) -> tuple[float, float]:

@@ -1,9 +1,10 @@
-"""The one place with the names, colours, line styles, markers and order of methods, data sets and models."""
+"""The one place with the names, colours, line styles, markers and order of methods, data sets, models and verdicts."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,42 @@ METHODS: dict[str, MethodStyle] = {
     "dr": MethodStyle("DR", "#0072B2", "-", "^"),
     "ap": MethodStyle("AP", "#D55E00", (0, (4, 1, 1, 1)), "D"),
     "cp": MethodStyle("CP", "#009E73", (0, (3, 1, 1, 1, 1, 1)), "v"),
+}
+
+# Every figure is drawn with these; nothing of a machine's own settings, fonts or dates enters.
+RC: dict[Any, Any] = {
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "legend.fontsize": 8,
+    "legend.framealpha": 0.85,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "savefig.dpi": 130,
+    "savefig.facecolor": "white",
+    "svg.hashsalt": "pjax",
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+}
+GRID: dict[str, Any] = {"color": "0.88", "linewidth": 0.6}
+
+# On a terminal; symbols say the same without colour.
+VERDICT_COLOURS: dict[str, str] = {
+    "reproduced": "green",
+    "inconclusive": "yellow",
+    "differs": "red",
+    "missing": "dim",
+    "not judged": "dim",
+}
+VERDICT_SYMBOLS: dict[str, str] = {
+    "reproduced": "✓",
+    "inconclusive": "?",
+    "differs": "✗",
+    "missing": "·",
+    "not judged": "○",
 }
 
 _DATASETS: dict[str, str] = {

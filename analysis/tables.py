@@ -1,8 +1,9 @@
-"""Tables 2-4 in the paper's layout, ours beside published, on the terminal and as Markdown and CSV.
+"""Tables 2-4, ours beside published, on the terminal and as Markdown, LaTeX and CSV.
 
 ``python -m analysis.tables [results/runs] [--table 2] [--dataset mnist] [--out results/tables]``
 
-Without ``--table``, the tables that have a record; all of them while there is none.
+Without ``--table``, the tables that have a record; all of them while there is none. ``--dataset`` narrows what is
+printed: the files always hold whole tables, over which the verdicts are corrected.
 """
 
 from __future__ import annotations
@@ -13,67 +14,48 @@ import io
 import shlex
 import sys
 from collections.abc import Sequence
-from itertools import groupby
+from dataclasses import replace
 from pathlib import Path
 
 from rich import box
 from rich.table import Table
 
-from analysis.compare import PAPER_SEEDS, CompareError, Comparison, Ours, Row, Stat, compare
-from analysis.load import LoadError, load_records
+from analysis.compare import Comparison, Row, compare
+from analysis.latex import latex
+from analysis.layouts import METRICS, MISSING, TITLES, Layout, brief_layout, device_letter, judged_layouts, layouts
+from analysis.load import load_records
 from analysis.published import load_published
-from analysis.style import dataset_label, method_label, model_label
+from analysis.statistics import PAPER_SEEDS, Verdict
+from analysis.style import VERDICT_COLOURS, dataset_label
 from analysis.terminal import print_table, shown_path
 
-MISSING = "—"
 DEFAULT_RUNS = Path("results/runs")
 DEFAULT_OUT = Path("results/tables")
-_TITLES = {2: "MLP performance", 3: "CNN performance", 4: "RNN performance"}
-# (field, header, digits) of the four metrics that the paper prints.
-_METRICS = (
-    ("accuracy", "Accuracy (%)", 1),
-    ("steps_k", "Steps (k)", 1),
-    ("time_s", "Time (s)", 1),
-    ("ms_per_step", "Time/step (ms)", 2),
-)
+README_START, README_END = "<!-- summary: python -m analysis.tables --readme README.md -->", "<!-- end of summary -->"
 
 
-def title(table: int, dataset: str | None) -> str:
-    """Returns the heading of a table, or of one data set's part of it."""
-    part = f" ({dataset_label(dataset)})" if dataset else ""
-    return f"Table {table}{part}: {_TITLES[table]}, ours beside published"
+def markdown(layout: Layout) -> str:
+    """Returns a layout as a Markdown table under its caption."""
+    return "\n".join([f"## {layout.caption}", "", *_table(layout), ""])
 
 
-def file_stem(table: int, dataset: str | None) -> str:
-    """Returns the name of a table's files without suffix; a part never overwrites the whole table."""
-    return f"table{table}" + (f"-{dataset}" if dataset else "")
+def summary(comparisons: Sequence[Comparison]) -> str:
+    """Returns the headline and the accuracies of the cells that have runs, as README shows them."""
+    lines: list[str] = []
+    for comparison in comparisons:
+        having = replace(comparison, rows=tuple(row for row in comparison.rows if row.ours))
+        if having.rows:
+            lines += [f"Table {comparison.table}: {headline(comparison)}", "", *_table(judged_layouts(having)[0]), ""]
+    return "\n".join(lines) or "No runs yet.\n"
 
 
-def markdown(comparison: Comparison, heading: str, notes: Sequence[str]) -> str:
-    """Returns the table as Markdown: the paper's rows, each metric as ours, then published, and the notes below."""
-    header = ["Dataset", "Architecture", "Method", "Seeds"]
-    for name, label, _ in _METRICS:
-        header += [f"{label} ours", f"{label} published"]
-        if name == "accuracy":
-            header += ["Difference (points)", "Train accuracy (%) ours"]
-    header += ["x SGD ours", "x SGD published", "Device time/step (ms) ours", "x SGD device ours"]
-    lines = [f"# {heading}", "", _line(header), _line(["---"] * 3 + ["---:"] * (len(header) - 3))]
-    shown: tuple[str, ...] = ()
-    for row in comparison.rows:
-        place = (dataset_label(row.published.dataset), model_label(row.published.model))
-        cells = [place[0] if place[:1] != shown[:1] else "", place[1] if place != shown else ""]
-        shown = place
-        cells += [_method(row, comparison), _seeds(row.ours)]
-        for name, _, digits in _METRICS:
-            cells += [_ours_metric(row.ours, name, digits), _published_metric(row, name, digits)]
-            if name == "accuracy":
-                cells += [_difference(row.ours), _ours_metric(row.ours, "train_accuracy", 1)]
-        ours = row.ours
-        cells += [_ratio(ours.sgd_ratio if ours else None), _ratio(row.published_sgd_ratio)]
-        cells += [_ours_metric(ours, "device_ms", 3), _ratio(ours.device_sgd_ratio if ours else None)]
-        lines.append(_line(cells))
-    lines += ["", *(f"- {note}" for note in notes), ""]
-    return "\n".join(lines)
+def write_readme(path: Path, text: str) -> None:
+    """Puts a summary between README's marks. Raises ValueError where there are none."""
+    before, start, rest = path.read_text(encoding="utf-8").partition(README_START)
+    _, end, after = rest.partition(README_END)
+    if not start or not end:
+        raise ValueError(f"{path}: no place for the summary, between {README_START} and {README_END}")
+    path.write_text(f"{before}{start}\n\n{text}\n{end}{after}", encoding="utf-8", newline="\n")
 
 
 def csv_text(comparison: Comparison, command: str) -> str:
@@ -81,8 +63,8 @@ def csv_text(comparison: Comparison, command: str) -> str:
 
     The first line is a comment (``#``) with the command that made the file.
     """
-    metrics = [name for name, _, _ in _METRICS]
-    extra = ["train_accuracy", "device_ms", "end_to_end_ms"]
+    metrics = [name for name, _, _ in METRICS]
+    extra = ["train_accuracy", "device_ms", "end_to_end_ms", "compile_s", "evaluation_s"]
     out = io.StringIO()
     out.write(f"# made by: {command}\n")
     writer = csv.writer(out, lineterminator="\n")
@@ -92,7 +74,11 @@ def csv_text(comparison: Comparison, command: str) -> str:
         header += [f"{name}_{part}" for part in ("mean", "std", "published_mean", "published_std")]
     for name in extra:
         header += [f"{name}_mean", f"{name}_std"]
-    writer.writerow([*header, "accuracy_difference", "sgd_ratio", "device_sgd_ratio", "published_sgd_ratio"])
+    header += ["sgd_ratio", "device_sgd_ratio", "published_sgd_ratio"]
+    judged = ("difference", "low", "high", "p_holm", "margin", "p_within", "power", "seeds_needed", "verdict", "reason")
+    for name in ("accuracy", "steps_k"):
+        header += [f"{name}_{part}" for part in judged]
+    writer.writerow(header)
     for row in comparison.rows:
         cell, ours = row.published, row.ours
         values: list[object] = [cell.table, cell.dataset, cell.model, cell.method]
@@ -103,43 +89,55 @@ def csv_text(comparison: Comparison, command: str) -> str:
         else:
             values += ["", "", "", "", "", 0, ""]
         for name in metrics:
-            values += [*_numbers(ours, name), *(_number(value) for value in getattr(cell, name))]
+            values += [*_numbers(row, name), *(_number(value) for value in getattr(cell, name))]
         for name in extra:
-            values += _numbers(ours, name)
-        last = (ours.accuracy_difference, ours.sgd_ratio, ours.device_sgd_ratio) if ours else (None, None, None)
-        writer.writerow([*values, *(_number(value) for value in last), _number(row.published_sgd_ratio)])
+            values += _numbers(row, name)
+        ratios = (ours.sgd_ratio, ours.device_sgd_ratio) if ours else (None, None)
+        values += [_number(value) for value in (*ratios, row.published_sgd_ratio)]
+        for name in ("accuracy", "steps_k"):
+            values += _judgement(row, name, len(judged))
+        writer.writerow(values)
     return out.getvalue()
 
 
-def terminal_table(comparison: Comparison, heading: str) -> Table:
-    """Returns the table for the terminal: per method our line (or lines), and the published one below it."""
+def terminal_table(layout: Layout) -> Table:
+    """Returns a layout for the terminal, verdicts in colour."""
     table = Table(
-        title=heading,
+        title=layout.caption,
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
     )
-    for name in ("Dataset and\narchitecture", "Method"):
-        table.add_column(name, no_wrap=True)
-    names = ["Seeds", "Accuracy\n(%)", "Diff.\n(points)", "Train acc.\n(%)", "Steps\n(k)", "Time\n(s)"]
-    for name in [*names, "Time/step\n(ms)", "x SGD", "Device\n(ms/step)", "x SGD\ndevice"]:
-        table.add_column(name, justify="right", no_wrap=True)
-    for (dataset, model), rows in groupby(comparison.rows, key=lambda r: (r.published.dataset, r.published.model)):
-        place = [dataset_label(dataset), model_label(model)]  # one below the other, then blank
-        for _, variants in groupby(rows, key=lambda r: r.published.method):
-            for row in (several := list(variants)):
-                _add_ours(table, place.pop(0) if place else "", row, comparison)
-            _add_published(table, place.pop(0) if place else "", several[0])
-        table.add_section()
+    for column in layout.columns:
+        # The unit below the name, "ours" below the unit: narrow columns.
+        header = column.header.replace(" (", "\n(").replace(" [", "\n[").replace(" ours", "\nours")
+        justify = "left" if column.kind in ("text", "verdict") else "right"
+        style = "dim" if column.kind == "published" else ""
+        table.add_column(header.replace(" published", "\npublished"), justify=justify, no_wrap=True, style=style)
+    for number, cells in enumerate(layout.places()):
+        if number and (cells[0] or cells[1]):
+            table.add_section()
+        shown = [
+            f"[{VERDICT_COLOURS[text]}]{text}[/]" if text in VERDICT_COLOURS else text.replace("[", r"\[")
+            for text in cells
+        ]
+        table.add_row(*shown)
     return table
 
 
-def notes(comparison: Comparison, table: int, dataset: str | None, runs: Path, n_records: int) -> list[str]:
+def headline(comparison: Comparison) -> str:
+    """Returns the counts of a table's verdicts in one sentence."""
+    counts, judged = comparison.verdicts(), len(comparison.judged)
+    said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict)
+    return f"Accuracy of {judged} of {comparison.cells} cells judged: {said}."
+
+
+def notes(comparison: Comparison, runs: Path, n_records: int) -> list[str]:
     """Returns the lines below a table: what is missing, marked or left out, the hardware, and what the columns are."""
-    lines: list[str] = []
-    target = f"`make reproduce TABLE={table}" + (f" DATASET={dataset}`" if dataset else "`")
+    lines: list[str] = [headline(comparison)]
+    target = f"`make reproduce TABLE={comparison.table}`"
     if n_records == 0:
         lines.append(f"No records under {shown_path(runs)}: every cell is missing ({MISSING}). {target} makes them.")
     elif comparison.missing:
@@ -149,14 +147,15 @@ def notes(comparison: Comparison, table: int, dataset: str | None, runs: Path, n
         lines.append(f"Marked *: fewer than the paper's {PAPER_SEEDS} seeds; one seed has no standard deviation.")
     sizes = sorted({ours.n_train for ours in present if ours.subset})
     if sizes:
-        lines.append(f"Marked †: a subset of the data, {', '.join(f'{size:,}' for size in sizes)} training samples.")
+        marked = f"Marked †: a subset of the data, {', '.join(f'{size:,}' for size in sizes)} training samples"
+        lines.append(f"{marked}; not judged.")
     if cut := sum(ours.cut for ours in present):
         number = f"{cut} {'run' if cut == 1 else 'runs'}"
         lines.append(f"Marked ‡: {number} ended at the step limit, before early stopping would have ended them.")
     if len(comparison.devices) == 1:
         lines.append(f"Hardware of our runs: {comparison.devices[0]}.")
     elif comparison.devices:
-        named = "; ".join(f"({_letter(device, comparison)}) {device}" for device in comparison.devices)
+        named = "; ".join(f"({device_letter(device, comparison)}) {device}" for device in comparison.devices)
         lines.append(f"Hardware of our runs, never averaged together: {named}.")
     if comparison.left_out:
         total = sum(comparison.left_out.values())
@@ -164,7 +163,8 @@ def notes(comparison: Comparison, table: int, dataset: str | None, runs: Path, n
         lines.append(f"Left out: {total} of {n_records} records ({reasons}).")
     lines.append(
         "± is the standard deviation over seeds, ddof = 1 for ours and 0 for the published"
-        f" (text of {load_published().text}). Difference = ours - published."
+        f" (text of {load_published().text}). Difference = ours - published, with Welch's 95 % interval; verdicts as"
+        " docs/verdicts.md defines them, at 5 % over the table."
     )
     lines.append("Steps and Time (seconds on the device) are those to 99 % of a run's best validation accuracy.")
     lines.append(
@@ -175,41 +175,44 @@ def notes(comparison: Comparison, table: int, dataset: str | None, runs: Path, n
     return lines
 
 
-def tables_with_records(runs: Path, tables: Sequence[int], dataset: str | None) -> list[int]:
-    """Returns those of the tables that have a record, and all of them when none has: a file of blanks tells nothing.
-
-    Raises LoadError and CompareError, which name the offending record.
-    """
-    published, records = load_published(), load_records(runs)
-    comparisons = {number: compare(records, published, number, dataset) for number in tables}
-    return [number for number in tables if any(row.ours for row in comparisons[number].rows)] or list(tables)
-
-
-def write_tables(runs: Path, tables: Sequence[int], dataset: str | None, out: Path) -> list[Path]:
-    """Prints each table and writes its Markdown and CSV files; returns the files' paths.
+def write_tables(
+    runs: Path, table: int | None, dataset: str | None, out: Path, *, mixed: bool = False, show: bool = True
+) -> list[Path]:
+    """Prints tables and writes their Markdown, LaTeX and CSV files; returns the files' paths.
 
     The same records give the same bytes. Raises LoadError and CompareError, which name the offending record.
     """
     published = load_published()
-    records = load_records(runs)
+    records = load_records(runs, mixed=mixed)
+    having = dict.fromkeys(cell.table for cell in published.cells if dataset in (None, cell.dataset))
+    comparisons = [compare(records, published, number) for number in having if table in (None, number)]
+    if table is None:
+        # A file of blanks tells nothing.
+        comparisons = [c for c in comparisons if any(row.ours for row in c.only(dataset).rows)] or comparisons
     out.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    for number in tables:
-        comparison = compare(records, published, number, dataset)
-        below = notes(comparison, number, dataset, runs, len(records))
-        print_table(terminal_table(comparison, title(number, dataset)))
-        print("\n".join(below))
-        command = _command(runs, number, dataset, out)
-        stem = out / file_stem(number, dataset)
+    for comparison in comparisons:
+        number = comparison.table
+        if show:
+            narrowed = comparison.only(dataset)
+            print_table(terminal_table(brief_layout(narrowed)))
+            part = f" ({dataset_label(dataset)} shown)" if dataset else ""
+            print("\n".join([f"Table {number}{part}:", *notes(comparison, runs, len(records))]))
+        command = _command(runs, number, out, mixed)
+        below = [f"- {note}" for note in [*notes(comparison, runs, len(records)), f"Made by `{command}`."]]
+        title = f"# Table {number}: {TITLES[number]}"
+        tables = layouts(comparison)
         texts = {
-            ".md": markdown(comparison, title(number, dataset), [*below, f"Made by `{command}`."]),
+            ".md": "\n".join([title, "", *map(markdown, tables), *below, ""]),
+            ".tex": "\n".join([f"% made by: {command}", *(latex(t, f"tab:{number}-{t.name}") for t in tables)]),
             ".csv": csv_text(comparison, command),
         }
         for suffix, text in texts.items():
-            path = stem.with_suffix(suffix)
+            path = (out / f"table{number}").with_suffix(suffix)
             path.write_text(text, encoding="utf-8", newline="\n")
             written.append(path)
-        print(f"written: {', '.join(shown_path(path) for path in written[-len(texts) :])}\n")
+        if show:
+            print(f"written: {', '.join(shown_path(path) for path in written[-len(texts) :])}\n")
     return written
 
 
@@ -221,16 +224,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--table", type=int, choices=load_published().tables, help="one table; default: those that have a record"
     )
-    parser.add_argument("--dataset", choices=list(dict.fromkeys(cell.dataset for cell in cells)))
-    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder for the Markdown and CSV files")
+    parser.add_argument(
+        "--dataset", choices=list(dict.fromkeys(cell.dataset for cell in cells)), help="what is printed"
+    )
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder for the files")
+    parser.add_argument("--mixed-versions", action="store_true", help="read records of other schema versions too")
+    parser.add_argument("--readme", type=Path, help="put the summary between this file's marks, and do no more")
     args = parser.parse_args(argv)
     having = list(dict.fromkeys(cell.table for cell in cells if args.dataset in (None, cell.dataset)))
     if args.table is not None and args.table not in having:
         parser.error(f"table {args.table} has no {args.dataset}; it is in table {', '.join(map(str, having))}")
     try:
-        tables = tables_with_records(args.runs, having, args.dataset) if args.table is None else [args.table]
-        write_tables(args.runs, tables, args.dataset, args.out)
-    except (LoadError, CompareError) as error:
+        if args.readme:
+            records = load_records(args.runs, mixed=args.mixed_versions)
+            write_readme(args.readme, summary([compare(records, load_published(), n) for n in having]))
+            return 0
+        write_tables(args.runs, args.table, args.dataset, args.out, mixed=args.mixed_versions)
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
@@ -239,82 +249,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _add_ours(table: Table, place: str, row: Row, comparison: Comparison) -> None:
-    ours = row.ours
-    accuracy, *others = [_ours_metric(ours, name, digits) for name, _, digits in _METRICS]
-    cells = [place, _method(row, comparison), _seeds(ours), accuracy, _difference(ours)]
-    cells += [_ours_metric(ours, "train_accuracy", 1), *others, _ratio(ours.sgd_ratio if ours else None)]
-    table.add_row(*cells, _ours_metric(ours, "device_ms", 3), _ratio(ours.device_sgd_ratio if ours else None))
+def _command(runs: Path, table: int, out: Path, mixed: bool) -> str:
+    parts = ["python", "-m", "analysis.tables", shown_path(runs), "--table", str(table), "--out", shown_path(out)]
+    return shlex.join([*parts, *(["--mixed-versions"] if mixed else [])])
 
 
-def _add_published(table: Table, place: str, row: Row) -> None:
-    accuracy, *others = [_published_metric(row, name, digits) for name, _, digits in _METRICS]
-    ratio = _ratio(row.published_sgd_ratio)
-    table.add_row(place, "  published", "", accuracy, "", "", *others, ratio, style="dim")
-
-
-def _command(runs: Path, table: int, dataset: str | None, out: Path) -> str:
-    parts = ["python", "-m", "analysis.tables", shown_path(runs), "--table", str(table)]
-    parts += ["--dataset", dataset] if dataset else []
-    return shlex.join([*parts, "--out", shown_path(out)])
+def _table(layout: Layout) -> list[str]:
+    aligned = ["---" if column.kind in ("text", "verdict") else "---:" for column in layout.columns]
+    return [_line(cells) for cells in [[column.header for column in layout.columns], aligned, *layout.places()]]
 
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _letter(device: str, comparison: Comparison) -> str:
-    return chr(ord("A") + comparison.devices.index(device))
-
-
-def _method(row: Row, comparison: Comparison) -> str:
-    ours = row.ours
-    label = method_label(row.published.method, ours.engine if ours else None)
-    if ours is None:
-        return label
-    if len(comparison.devices) > 1:
-        label += f" ({_letter(ours.device, comparison)})"
-    if row.ambiguous:
-        label += f" config {ours.config_digest}"
-    return label + (" †" if ours.subset else "") + (" ‡" if ours.cut else "")
-
-
-def _seeds(ours: Ours | None) -> str:
-    if ours is None:
-        return MISSING
-    return f"{len(ours.seeds)}" + ("*" if len(ours.seeds) < PAPER_SEEDS else "")
-
-
-def _ours_metric(ours: Ours | None, name: str, digits: int) -> str:
-    stat: Stat | None = getattr(ours, name) if ours else None
-    if stat is None or stat.mean is None:
-        return MISSING
-    return f"{stat.mean:.{digits}f}" + ("" if stat.std is None else f" ± {stat.std:.{digits}f}")
-
-
-def _published_metric(row: Row, name: str, digits: int) -> str:
-    mean, std = getattr(row.published, name)
-    return f"{mean:.{digits}f} ± {std:.{digits}f}"
-
-
-def _difference(ours: Ours | None) -> str:
-    # Adding zero turns a rounded -0.0 into 0.0.
-    return MISSING if ours is None else f"{round(ours.accuracy_difference, 1) + 0.0:+.1f}"
-
-
-def _ratio(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.2f}"
-
-
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
 
 
-def _numbers(ours: Ours | None, name: str) -> list[str]:
-    if ours is None:
+def _numbers(row: Row, name: str) -> list[str]:
+    if row.ours is None:
         return ["", ""]
-    stat: Stat = getattr(ours, name)
-    return [_number(stat.mean), _number(stat.std)]
+    value = getattr(row.ours, name)
+    return [_number(value.mean), _number(value.std)]
+
+
+def _judgement(row: Row, name: str, fields: int) -> list[str]:
+    if name not in row.judgements:
+        return [""] * fields
+    found = row.judgements[name]
+    estimate = found.estimate
+    values = [estimate.value, *estimate.interval()] if estimate else [None, None, None]
+    values += [found.p_holm, found.margin, found.p_within, found.power, found.seeds_needed]
+    return [*map(_number, values), str(found.verdict), found.reason]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Do the runs of a sweep that are missing, one after the other, then print the table.
+"""Do the runs of a sweep that are missing, one after the other, then make tables, figures and report.
 
 Behind `make reproduce` and `make demo`.
 """
@@ -111,15 +111,27 @@ def _print_results(planned: Sequence[Planned]) -> int:
     if not any(_is_done(run) for run in planned):
         print("no run is finished: there is no table to print.", file=sys.stderr)
         return 0
+    runs = config.results_dir
     if config.preset.name == "demo":
-        command = ["analysis.demo", str(config.results_dir)]
+        commands = [["analysis.demo", str(runs)]]
     else:
         datasets = {run.config.dataset.name for run in planned}
-        narrowed = ["--dataset", *datasets] if len(datasets) == 1 else []
+        narrowed = []
         if planned[0].sweep.startswith("table"):
+            narrowed += ["--dataset", *datasets] if len(datasets) == 1 else []
             narrowed += ["--table", planned[0].sweep.removeprefix("table")]
-        command = ["analysis.tables", str(config.results_dir), *narrowed]
-    return subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False).returncode
+        # Beside results/runs, and inside any other folder of runs.
+        out = runs.parent if runs.name == "runs" else runs
+        commands = [
+            ["analysis.tables", str(runs), *narrowed, "--out", str(out / "tables")],
+            ["analysis.figures", str(runs), "--out", str(out / "figures")],
+            ["analysis.report", str(runs), "--out", str(out / "report.html")],
+        ]
+    for command in commands:
+        status = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False).returncode
+        if status:
+            return status
+    return 0
 
 
 if __name__ == "__main__":

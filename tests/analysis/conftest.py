@@ -8,7 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from analysis.published import load_published
 
 WriteRun = Callable[..., Path]
 
@@ -57,6 +60,7 @@ _RECORD: dict[str, Any] = {
     "finished": "2025-01-01T00:01:00+00:00",
     "environment": {"device": "synthetic device"},
 }
+_EVENT_STEPS = range(0, 9001, 1000)
 _GRADIENT: dict[str, Any] = {"learning_rate": 0.001, "output_bias": True}
 _PROJECTION: dict[str, Any] = {"steps_per_update": 50, "representation": "auto", "output_bias": False}
 _METHODS: dict[str, dict[str, Any]] = {
@@ -111,9 +115,42 @@ def write_run(runs: Path) -> WriteRun:
                 "train_s": step / 2000,
                 "wall_s": step / 1500,
             }
-            for step in range(0, 9001, 1000)
+            for step in _EVENT_STEPS
         ]
         (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
         return folder / "record.json"
+
+    return write
+
+
+@pytest.fixture
+def write_all(write_run: WriteRun) -> Callable[[int], None]:
+    """A function that writes ``seeds`` runs of all 87 cells, drawn about the published means with their deviations."""
+
+    def write(seeds: int) -> None:
+        published, rng = load_published(), np.random.default_rng(0)
+        for cell in published.cells:
+            engine = None if cell.method in ("sgd", "adam") else "published"
+            config: dict[str, dict[str, Any]] = {}
+            for key, value in published.expected(*cell.key, engine).items():
+                group, _, name = key.partition(".")
+                config.setdefault(group, {})[name] = value
+            config["protocol"] |= {"name": "paper", "max_steps": 500000}
+            mean, std = cell.accuracy
+            for seed in range(seeds):
+                accuracy = float(np.clip(rng.normal(mean, std) / 100, 0, 1))
+                steps = 1000 * max(1, round(rng.normal(*cell.steps_k)))
+                write_run(
+                    seed=seed,
+                    cell__dataset=cell.dataset,
+                    cell__model=cell.model,
+                    cell__method=cell.method,
+                    cell__engine=engine,
+                    metrics__test_accuracy=accuracy,
+                    metrics__validation_accuracy=accuracy,
+                    metrics__steps_to_99=steps,
+                    clocks__published_ms_per_step=cell.ms_per_step[0] * rng.uniform(0.98, 1.02),
+                    **{f"config__{group}": values for group, values in config.items()},
+                )
 
     return write

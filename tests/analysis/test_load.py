@@ -67,6 +67,7 @@ def test_a_broken_record_is_named(runs: Path, write_run: Any, content: bytes, me
         ({"cell": {"dataset": "mnist"}}, "key 'cell.model' is missing"),
         ({"clocks": 3}, "key 'clocks.compile_s' is missing"),
         ({"config": None}, "key 'config' is missing or not an object"),
+        ({"schema_version": "new"}, "'schema_version' should be a count, got 'new'"),
         ({"seed": True}, "'seed' should be a count, got True"),
         ({"seed": 0.5}, "'seed' should be a count, got 0.5"),
         ({"preset": None}, "'preset' should be a text, got None"),
@@ -105,10 +106,26 @@ def test_another_schema_version_is_refused(runs: Path, write_run: Any) -> None:
 def test_mixed_schema_versions_are_refused_together(runs: Path, write_run: Any) -> None:
     one, two = write_run(), write_run(seed=1)
     edit(two, schema_version=2)
-    with pytest.raises(LoadError, match="different schema versions") as error:
+    with pytest.raises(
+        LoadError, match="different schema versions are not read together without --mixed-versions"
+    ) as error:
         load_records(runs)
     assert str(one) in str(error.value)
     assert str(two) in str(error.value)
+
+
+def test_mixed_schema_versions_are_read_if_told(runs: Path, write_run: Any) -> None:
+    write_run()
+    two = write_run(seed=1)
+    edit(two, schema_version=2, config=json.loads(two.read_text())["config"] | {"schema_version": 2})
+    frame = load_records(runs, mixed=True)
+    assert list(frame["schema_version"]) == [1, 2]
+    assert len(set(frame["config_digest"])) == 1
+    record = json.loads(two.read_text())
+    del record["clocks"]["compile_s"]
+    two.write_text(json.dumps(record))
+    with pytest.raises(LoadError, match=re.escape(f"{two}: key 'clocks.compile_s' is missing")):
+        load_records(runs, mixed=True)
 
 
 def test_broken_events_are_named_with_their_line(runs: Path, write_run: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -59,6 +60,19 @@ def read_paper(text: str) -> dict[Key, Numbers]:
                 values = [pairs[4 * each * block + each * column + line] for column in range(4)]
             rows[number, datasets[block // 3], models[block], method] = values
     return rows
+
+
+@pytest.mark.shared
+def test_every_line_is_the_papers(shared: Path) -> None:
+    path = shared / "paper" / "pjax-paper.txt"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    published = load_published()
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == published.sha256
+    for cell in published.cells:
+        pairs = [(float(mean), float(std)) for mean, std in PAIR.findall(lines[cell.line - 1])]
+        assert {cell.accuracy, cell.steps_k, cell.time_s, cell.ms_per_step} <= set(pairs), cell
+    for claim in published.claims:
+        assert claim.quote in lines[claim.line - 1], claim.id
 
 
 @pytest.mark.shared

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from analysis import tables
+from analysis import figures, tables
+from analysis.claims import Outcome, State, judge_ours, load_depth
+from analysis.published import load_published
 from experiments.stopping import Patience, first_reaching
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results"
-TABLE = RESULTS / "tables" / "table2-mnist.md"
+TABLE = RESULTS / "tables" / "table2.md"
+README = ROOT / "README.md"
 DISCUSSION = ROOT / "docs" / "results.md"
 AP = [RESULTS / "runs" / f"mnist-mlp_1x128-ap-published-{run}" for run in ("s0-0bba6ad7", "s1-13da9f37")]
 
@@ -25,23 +28,62 @@ def rows(text: str) -> list[dict[str, str]]:
     return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
 
 
-@pytest.mark.parametrize("path", sorted((RESULTS / "tables").glob("*.md")), ids=lambda path: path.name)
-def test_a_committed_table_is_what_the_records_give(path: Path, tmp_path: Path) -> None:
-    number, _, dataset = path.stem.removeprefix("table").partition("-")
-    arguments = [str(RESULTS / "runs"), "--table", number, *(["--dataset", dataset] if dataset else [])]
-    assert tables.main([*arguments, "--out", str(tmp_path)]) == 0
-    for suffix in (".md", ".csv"):
-        made, committed = ((folder / path.name).with_suffix(suffix).read_text() for folder in (tmp_path, path.parent))
-        assert made.replace(str(tmp_path), "results/tables") == committed
+def parts(text: str) -> list[list[dict[str, str]]]:
+    """The rows of each part of a file of tables: paper's layout, accuracy, steps, times."""
+    return [rows(part) for part in text.split("## ")[1:]]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make tables` makes of the committed records."""
+    out = tmp_path_factory.mktemp("tables")
+    assert tables.main([str(RESULTS / "runs"), "--out", str(out)]) == 0
+    return out
+
+
+def test_the_committed_tables_are_what_the_records_give(made: Path) -> None:
+    committed = {path.name: path.read_text(encoding="utf-8") for path in (RESULTS / "tables").iterdir()}
+    again = {path.name: path.read_text(encoding="utf-8") for path in made.iterdir()}
+    assert committed == {name: text.replace(str(made), "results/tables") for name, text in again.items()}
+
+
+def test_readme_has_the_summary_of_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "README.md"
+    copy.write_text(README.read_text(encoding="utf-8"), encoding="utf-8")
+    assert tables.main([str(RESULTS / "runs"), "--readme", str(copy)]) == 0
+    assert copy.read_text(encoding="utf-8") == README.read_text(encoding="utf-8"), f"run {tables.README_START[14:-4]}"
+
+
+def test_a_readme_without_a_place_for_the_summary_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "README.md").write_text("# Nothing\n")
+    assert tables.main([str(RESULTS / "runs"), "--readme", str(tmp_path / "README.md")]) == 1
+    assert f"error: {tmp_path}/README.md: no place for the summary" in capsys.readouterr().err
+
+
+def test_the_committed_captions_are_what_the_records_give(tmp_path: Path) -> None:
+    drawn = figures.draw_figures(RESULTS / "runs", RESULTS / "benchmarks", RESULTS / "graphs")
+    for one in drawn:
+        text = (RESULTS / "figures" / f"figure{one.number}.md").read_text(encoding="utf-8")
+        assert text == f"**Figure {one.number}: {one.title}.** {one.caption}\n\nMade by `python -m analysis.figures`.\n"
+        assert (RESULTS / "figures" / f"figure{one.number}.png").is_file()
 
 
 def test_the_discussion_has_the_tables_numbers() -> None:
     text = " ".join(DISCUSSION.read_text().split())
-    said, found = rows(DISCUSSION.read_text()), rows(TABLE.read_text())[:5]
-    assert said == [{column: row[column] for column in said[0]} for row in found]
-    for column in ("x SGD ours", "x SGD published"):
-        adam, dr, ap, cp = (row[column] for row in found[1:])
+    _, accuracy, _, times = parts(TABLE.read_text())
+    said = rows(DISCUSSION.read_text())
+    assert said == [{column: row[column] for column in said[0]} for row in accuracy[:5]]
+    for column in ("x SGD ours", "x SGD published", "x SGD device ours"):
+        adam, dr, ap, cp = (row[column] for row in times[1:5])
         assert f"{adam}, {dr}, {ap} and {cp} times" in text
+
+
+def test_the_discussion_has_the_outcomes_of_figure_6s_claims() -> None:
+    (depth,) = load_depth(RESULTS / "benchmarks")
+    found = {f.claim.id: f for f in judge_ours(load_published(), [], [depth]) if f.device}
+    assert found["ap-and-cp-steps-below-sgd"].outcome is Outcome.DOES_NOT_HOLD
+    states = {trial.context: trial.state for trial in found["ap-least-steep-with-depth"].trials}
+    assert states == {"sgd": State.UNDECIDED, "cp": State.AGREES}
 
 
 def test_the_discussion_has_the_numbers_of_the_ap_runs() -> None:

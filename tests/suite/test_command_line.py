@@ -109,7 +109,7 @@ def test_make_hands_on_a_folder_with_a_space_whole(raw: str) -> None:
 
 
 @needs_make
-@pytest.mark.parametrize("verb", ["data", "reproduce", "status", "tables", "test"])
+@pytest.mark.parametrize("verb", ["data", "reproduce", "status", "tables", "figures", "report", "test"])
 def test_make_takes_nothing_from_the_environment(verb: str) -> None:
     names = ("TABLE", "DATASET", "PRESET", "SEEDS", "MODEL", "METHOD", "ENGINE", "RAW", "ARGS")
     assert recipe(verb, **dict.fromkeys(names, "foo")) == recipe(verb)
@@ -124,33 +124,41 @@ def test_make_takes_its_command_line() -> None:
     assert shlex.split(recipe("tables", "TABLE=2", "DATASET=mnist"))[3:] == ["--table", "2", "--dataset", "mnist"]
 
 
+@pytest.mark.parametrize("name", ["runs", "elsewhere"])
 @pytest.mark.parametrize(
-    ("arguments", "expected"),
+    ("arguments", "narrowed"),
     [
-        (["sweep=table2", "seeds=1", "method=sgd"], ["analysis.tables", "--dataset", "mnist", "--table", "2"]),
-        (["sweep=demo", "seeds=1"], ["analysis.tables", "--dataset", "digits"]),
-        (["sweep=demo", "preset=demo", "seeds=1"], ["analysis.demo"]),
+        (["sweep=table2", "seeds=1", "method=sgd"], ["--dataset", "mnist", "--table", "2"]),
+        (["sweep=demo", "seeds=1"], []),
+        (["sweep=demo", "preset=demo", "seeds=1"], None),
     ],
 )
-def test_reproduce_prints_the_table_it_ran(
-    arguments: list[str], expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_reproduce_ends_with_what_its_runs_say(
+    arguments: list[str], narrowed: list[str] | None, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned = plan([*arguments, f"paths.results={tmp_path}"])
+    runs = tmp_path / name
+    planned = plan([*arguments, f"paths.results={runs}"])
     folder = folder_of(planned[0].config)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / "record.json").write_text("{}")
     commands: list[list[str]] = []
 
     def note(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
-        commands.append(command)
-        return subprocess.CompletedProcess(command, 7)
+        commands.append(command[2:])
+        return subprocess.CompletedProcess(command, 7 * (len(commands) == len(expected)))
 
+    out = tmp_path if name == "runs" else runs
+    expected = [["analysis.demo", str(runs)]]
+    if narrowed is not None:
+        places = {"tables": out / "tables", "figures": out / "figures", "report": out / "report.html"}
+        expected = [[f"analysis.{verb}", str(runs), "--out", str(place)] for verb, place in places.items()]
+        expected[0][2:2] = narrowed
     monkeypatch.setattr(sys, "argv", ["reproduce"])
     monkeypatch.setattr(reproduce, "parse", lambda *arguments: planned)
     monkeypatch.setattr(reproduce, "run_missing", lambda planned: {})
     monkeypatch.setattr(reproduce.subprocess, "run", note)
     assert reproduce.main() == 7
-    assert commands == [[sys.executable, "-m", expected[0], str(tmp_path), *expected[1:]]]
+    assert commands == expected
 
 
 @pytest.mark.parametrize("module", ["run", "reproduce", "status"])
