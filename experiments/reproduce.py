@@ -116,8 +116,8 @@ def _print_results(planned: Sequence[Planned]) -> int:
     else:
         datasets = {run.config.dataset.name for run in planned}
         narrowed = ["--dataset", *datasets] if len(datasets) == 1 else []
-        if planned[0].sweep.startswith("table"):
-            narrowed += ["--table", planned[0].sweep.removeprefix("table")]
+        tables = {run.sweep.removeprefix("table") for run in planned if run.sweep.startswith("table")}
+        narrowed += ["--table", *tables] if len(tables) == 1 else []
         command = ["analysis.tables", str(config.results_dir), *narrowed]
     return subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False).returncode
 
