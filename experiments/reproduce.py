@@ -13,6 +13,9 @@ from collections.abc import Mapping, Sequence
 from experiments.cells import Planned, parse
 from experiments.config import ROOT, UsageError
 
+RUNS = ROOT / "results" / "runs"
+"""The folder of the runs by the paper's protocol."""
+
 NAMED = 3
 """How many of the runs that one error stops are named."""
 
@@ -108,8 +111,14 @@ def _print_errors(errors: Mapping[str, Exception], total: int) -> None:
 def _print_results(planned: Sequence[Planned]) -> int:
     """Let `analysis` print what the records say; returns its exit status."""
     config = planned[0].config
-    if not any(_is_done(run) for run in planned):
+    finished = sum(_is_done(run) for run in planned)
+    if not finished:
         print("no run is finished: there is no table to print.", file=sys.stderr)
+        return 0
+    if config.preset.name == "smoke":
+        print(
+            f"{finished} of {len(planned)} runs are finished. After so few steps on so few samples there is no table."
+        )
         return 0
     if config.preset.name == "demo":
         command = ["analysis.demo", str(config.results_dir)]
@@ -118,7 +127,9 @@ def _print_results(planned: Sequence[Planned]) -> int:
         narrowed = ["--dataset", *datasets] if len(datasets) == 1 else []
         tables = {run.sweep.removeprefix("table") for run in planned if run.sweep.startswith("table")}
         narrowed += ["--table", *tables] if len(tables) == 1 else []
-        command = ["analysis.tables", str(config.results_dir), *narrowed]
+        # The tables of other runs than the committed ones lie beside those runs.
+        out = [] if config.results_dir == RUNS else ["--out", str(config.results_dir / "tables")]
+        command = ["analysis.tables", str(config.results_dir), *narrowed, *out]
     return subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False).returncode
 
 

@@ -45,7 +45,7 @@ class Diverged(Exception):
 
 
 class Split(NamedTuple):
-    """Samples on the device, x (n, ...), y (n,) or (n, positions) int32, and rows (m,) int32 of them, of one run or all."""
+    """Samples on the device, x (n, ...) and y (n,) or (n, positions) int32, and rows (m,) of them, or every run's."""
 
     x: jax.Array
     y: jax.Array
@@ -154,7 +154,9 @@ def train_seeds(
                 train_s=runs.train_s,
                 device_ms_per_step=1e3 * runs.train_s / steps,
                 end_to_end_ms_per_step=1e3 * runs.end_to_end_s / steps,
-                published_ms_per_step=published_ms_per_step(runs.apply, method, one.best, host, protocol.batch_size),
+                published_ms_per_step=published_ms_per_step(
+                    runs.apply, method, one.best, host, protocol.batch_size, steps // method.steps_per_update
+                ),
                 evaluation_s=runs.evaluation_s,
             )
         parameters = sum(leaf.size for leaf in jax.tree.leaves(one.best))
