@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,9 +38,9 @@ class Dataset:
 
     name: str
     num_classes: int
-    train_x: NDArray[np.float32]
+    train_x: NDArray[Any]
     train_y: NDArray[np.int32]
-    test_x: NDArray[np.float32]
+    test_x: NDArray[Any]
     test_y: NDArray[np.int32]
     sha256: str
     subset: bool = False

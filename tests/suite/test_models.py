@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from experiments import runner
-from experiments.cells import plan
 from experiments.config import UsageError, choices, compose_run
 from experiments.models import INITIALIZERS, arrange, build_model
 from experiments.runner import execute, refusals
@@ -98,11 +97,6 @@ def test_a_network_that_cannot_read_the_data_is_refused_before_they_are_read(
     ]
     assert not runner.folder_of(config).exists()
     assert not (tmp_path / "runs").exists()
-
-
-def test_every_cell_of_the_tables_can_read_its_data() -> None:
-    for run in plan(["sweep=table2,table3,table4", "seeds=1", "method=sgd"]):
-        build_model(run.config)
 
 
 @pytest.mark.parametrize("family", ["gru", "gradient", "os", "..mlp"])
