@@ -27,7 +27,8 @@ MLP, CNN, RNN = "mlp", "cnn", "rnn"
 def parameters(*overrides: str) -> Any:
     """Initial parameters of a cell's network."""
     config = compose_run(overrides)
-    return build_model(config).init(jax.random.key(0), arrange(config, SAMPLES[config.dataset.name]))["params"]
+    x = arrange(config, SAMPLES[config.dataset.name])
+    return jax.jit(build_model(config).init)(jax.random.key(0), x)["params"]
 
 
 def dense(*widths: int, bias: int) -> int:
@@ -67,7 +68,8 @@ def test_every_row_of_the_tables_has_the_published_sizes(task: str) -> None:
 def test_logits_come_by_sample_or_by_position(task: str) -> None:
     config = compose_run([f"task={task}"])
     model, x = build_model(config), arrange(config, SAMPLES[config.dataset.name])
-    logits = jax.eval_shape(model.apply, model.init(jax.random.key(0), x), x)
+    logits = jax.eval_shape(lambda key: model.apply(model.init(key, x), x), jax.random.key(0))
+    assert isinstance(logits, jax.ShapeDtypeStruct)
     assert logits.shape == ((3, 64, 65) if config.model.family == RNN else (3, 10))
 
 

@@ -94,7 +94,7 @@ def test_evaluation_counts_every_sample_once(n: int) -> None:
 def test_evaluation_counts_every_position() -> None:
     key = jax.random.key(2)
     logits, y = jax.random.normal(key, (7, 5, 4)), jax.random.randint(key, (7, 5), 0, 4)
-    tokens = jnp.arange(7)[:, None] * jnp.ones(5, jnp.int32)
+    tokens = jnp.repeat(jnp.arange(7)[:, None], 5, axis=1)
     correct, loss = jax.jit(make_evaluation(lambda params, x: logits[x[:, 0]]))((), tokens, y, jnp.arange(7))
     assert int(correct) == int(np.sum(np.argmax(np.asarray(logits), -1) == np.asarray(y)))
     expected = optax.softmax_cross_entropy_with_integer_labels(logits, y)
