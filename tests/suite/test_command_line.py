@@ -132,7 +132,7 @@ def test_make_takes_its_command_line() -> None:
     ("arguments", "expected"),
     [
         (["sweep=table2", "seeds=1", "method=sgd"], ["analysis.tables", "--table", "2"]),
-        (["sweep=table2,table3", "dataset=mnist", "seeds=1"], ["analysis.tables", "--dataset", "mnist"]),
+        (["sweep=table2,table3", "dataset=mnist", "method=sgd", "seeds=1"], ["analysis.tables", "--dataset", "mnist"]),
         (["sweep=demo", "seeds=1"], ["analysis.tables", "--dataset", "digits"]),
         (["sweep=demo", "preset=demo", "seeds=1"], ["analysis.demo"]),
     ],
