@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+import baselines
 from experiments import runner
 from experiments.config import UsageError, choices, compose_run
 from experiments.models import INITIALIZERS, arrange, build_model
@@ -105,6 +106,42 @@ def test_a_network_that_cannot_read_the_data_is_refused_before_they_are_read(
 def test_an_unknown_family_lists_the_known(family: str) -> None:
     with pytest.raises(UsageError, match=r"unknown model\.family=.*Known: cnn, mlp, rnn"):
         build_model(compose_run([f"model.family={family}"]))
+
+
+LINEAR = '''
+from collections.abc import Sequence
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+
+
+class Linear(nn.Module):
+    """No hidden layer at all."""
+
+    reads: ClassVar[str] = "features"
+
+    hidden: Sequence[int]
+    num_classes: int
+    skip: bool = False
+    output_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Dense(self.num_classes, use_bias=self.output_bias)(x)
+
+
+ARCHITECTURE = Linear
+'''
+
+
+def test_a_file_of_baselines_is_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "linear.py").write_text(LINEAR)
+    monkeypatch.setattr(baselines, "__path__", [*baselines.__path__, str(tmp_path)])
+    params = parameters("dataset=mnist", "model.family=linear", "model.name=linear", "method=dr")
+    assert jax.tree.map(np.shape, params) == {"Dense_0": {"kernel": (784, 10)}}
+    with pytest.raises(UsageError, match="Known: cnn, linear, mlp, rnn"):
+        build_model(compose_run(["model.family=gru"]))
 
 
 @pytest.mark.parametrize("key", ["kernel_init", "embedding_init"])
