@@ -79,7 +79,7 @@ def _check_pair(config: RunConfig, architecture: Any) -> None:
 
 def _architecture(family: str) -> Any:
     # Only a file of the folder is imported, whatever the name says.
-    files = [path.stem for folder in baselines.__path__ for path in sorted(Path(folder).glob("*.py"))]
+    files = sorted(path.stem for folder in baselines.__path__ for path in Path(folder).glob("*.py"))
     found = getattr(importlib.import_module(f"baselines.{family}"), "ARCHITECTURE", None) if family in files else None
     if found is None:
         modules = {name: importlib.import_module(f"baselines.{name}") for name in files}
