@@ -11,9 +11,9 @@ GRAPHS := results/graphs/mlp.svg
 # Assigned with = and not ?=, so that only make's command line changes them: a variable that happens to be exported
 # must not narrow a table.
 TABLE = 2
-DATASET = mnist
+DATASET =
 PRESET = paper
-SEEDS = 5
+SEEDS =
 TOGETHER =
 MODEL =
 METHOD =
@@ -25,6 +25,10 @@ ARGS =
 quoted = '$(subst ','\'',$(1))'
 # make's variables as `key=value` arguments, left out where they are empty.
 arg = $(if $($(1)),$(call quoted,$(2)=$($(1))))
+# TABLE=all is every table; several are named like TABLE=2,3.
+comma := ,
+tables = $(if $(filter all,$(1)),2$(comma)3$(comma)4,$(1))
+SWEEP = $(call quoted,sweep=table$(subst $(comma),$(comma)table,$(call tables,$(TABLE))))
 SELECTION = $(call arg,DATASET,dataset) $(call arg,PRESET,preset) $(call arg,SEEDS,seeds) \
             $(call arg,TOGETHER,together) $(call arg,MODEL,model) $(call arg,METHOD,method) $(call arg,ENGINE,engine)
 
@@ -46,14 +50,15 @@ lint: $(STAMP) ## style, formatting and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
 
+data: DATASET = mnist
 data: $(STAMP) ## import a data set once, checksummed: DATASET=mnist RAW=<folder with the original files>
 	@$(BIN)/python -m experiments.data $(call arg,DATASET,dataset) $(call arg,RAW,raw)
 
-reproduce: $(STAMP) ## run what is missing of a table, then tables, figures and report: TABLE=2 DATASET=mnist PRESET=paper SEEDS=5 [TOGETHER=yes MODEL= METHOD= ENGINE=]
-	@$(BIN)/python -m experiments.reproduce $(call quoted,sweep=table$(TABLE)) $(SELECTION)
+reproduce: $(STAMP) ## run what is missing, then tables, figures and report: TABLE=2,3,4,all PRESET=paper,quick,smoke [DATASET= MODEL= METHOD= SEEDS= ENGINE= TOGETHER=yes]
+	@$(BIN)/python -m experiments.reproduce $(SWEEP) $(SELECTION)
 
 tables: $(STAMP) ## print ours beside published, from the records that exist: tables that have some, or [TABLE= DATASET=]
-	@$(BIN)/python -m analysis.tables $(if $(filter command,$(origin TABLE)),--table $(call quoted,$(TABLE))) \
+	@$(BIN)/python -m analysis.tables $(if $(filter command,$(origin TABLE)),$(if $(filter-out all,$(TABLE)),--table $(call quoted,$(TABLE)))) \
 	  $(if $(filter command,$(origin DATASET)),--dataset $(call quoted,$(DATASET)))
 
 figures: $(STAMP) $(GRAPHS) ## Figures 3-7 from records, benchmarks and traced graphs, in results/figures
@@ -69,11 +74,11 @@ check-latex: $(STAMP) ## compile the tables' LaTeX; needs a pdflatex
 $(GRAPHS): | $(STAMP)
 	@$(BIN)/python -m experiments.graphs
 
-status: $(STAMP) ## grid of cells: done, running, failed, missing
-	@$(BIN)/python -m experiments.status $(call quoted,sweep=table$(TABLE)) $(SELECTION)
+status: $(STAMP) ## grid of cells: done, running, failed, missing [TABLE= PRESET= DATASET= MODEL= METHOD= SEEDS=]
+	@$(BIN)/python -m experiments.status $(SWEEP) $(SELECTION)
 
 plan: $(STAMP) ## what a table would take: runs to do, and the memory of each cell, before anything runs
-	@$(BIN)/python -m experiments.plan $(call quoted,sweep=table$(TABLE)) $(SELECTION)
+	@$(BIN)/python -m experiments.plan $(SWEEP) $(SELECTION)
 
 clean: ## remove caches and the virtual environment; never results or data
 	rm -rf .venv .pytest_cache .ruff_cache build dist *.egg-info

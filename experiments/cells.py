@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.config import RunConfig, UsageError, choices, compose_run, sweep_params
+from experiments.config import RunConfig, UsageError, choices, compose_run, sweep_cells
 
-HELP = """key=value: sweep (%s), seeds (how many, default 5), together (yes: all seeds of a cell but the first, whose
-clocks count, as one program; default no), dataset, model and method to narrow the sweep (several
-separated by commas), and anything that experiments.run accepts, such as preset=paper, engine=exact,
-protocol.max_steps=20000 or retry_failed=true"""
+HELP = """key=value: sweep (one or several of %s, separated by commas), seeds (how many; else what the preset says, 5
+for preset=paper), together (yes: all seeds of a cell but the first, whose clocks count, as one program; default no),
+dataset, model and method to narrow the sweep (several separated by commas), and anything that
+experiments.run accepts, such as preset=quick, engine=exact, protocol.max_steps=20000 or retry_failed=true"""
 
 
 @dataclass(frozen=True)
@@ -53,30 +52,43 @@ def plan(arguments: Sequence[str]) -> list[Planned]:
         given[key] = value
     if "seed" in given:
         raise UsageError(f"seed={given['seed']}: say how many seeds, for example seeds=5")
-    sweep = given.pop("sweep", "table2")
-    seeds = given.pop("seeds", "5")
-    if not seeds.isdecimal() or int(seeds) < 1:
+    if "task" in given:
+        raise UsageError(f"task={given['task']}: narrow by dataset and model, for example dataset=mnist")
+    sweeps = given.pop("sweep", "table2").split(",")
+    seeds = given.pop("seeds", None)
+    if seeds is not None and (not seeds.isdecimal() or int(seeds) < 1):
         raise UsageError(f"seeds={seeds} is not a positive number")
     together = given.pop("together", "no")
     if together not in ("yes", "no"):
         raise UsageError(f"together={together}: yes or no")
-    axes = sweep_params(sweep)
-    for axis, known in axes.items():
-        if axis in given:
-            axes[axis] = given.pop(axis).split(",")
-            unknown = [value for value in axes[axis] if value not in known]
-            if unknown:
-                raise UsageError(f"sweep {sweep} has no {axis} '{unknown[0]}'. It has: {', '.join(known)}")
+    cells = _narrowed({sweep: sweep_cells(sweep) for sweep in sweeps}, given)
     common = [f"{key}={value}" for key, value in given.items()]
     planned = []
-    for values in itertools.product(*axes.values()):
-        cell = [f"{key}={value}" for key, value in zip(axes, values, strict=True)]
+    for sweep, chosen in cells:
+        cell = [f"{key}={value}" for key, value in chosen.items()]
         # Composing takes a tenth of a second, so a cell is composed once and not once per seed.
         config = compose_run([*cell, *common])
-        for seed in range(int(seeds)):
+        for seed in range(int(seeds) if seeds else config.preset.seeds):
             overrides = (*cell, f"seed={seed}", *common)
             planned.append(Planned(sweep, dataclasses.replace(config, seed=seed), overrides, together == "yes"))
     return planned
+
+
+def _narrowed(sweeps: dict[str, list[dict[str, str]]], given: dict[str, str]) -> list[tuple[str, dict[str, str]]]:
+    """The cells of all sweeps that have one of the given values on every axis, which is taken from what is given."""
+    cells = [(sweep, cell) for sweep, found in sweeps.items() for cell in found]
+    names = f"sweep {','.join(sweeps)}"
+    chosen = {axis: given.pop(axis).split(",") for axis in [*given] if any(axis in cell for _, cell in cells)}
+    for axis, values in chosen.items():
+        known = list(dict.fromkeys(cell[axis] for _, cell in cells if axis in cell))
+        unknown = [value for value in values if value not in known]
+        if unknown:
+            raise UsageError(f"{names} has no {axis} '{unknown[0]}'. It has: {', '.join(known)}")
+    kept = [(s, cell) for s, cell in cells if all(cell.get(axis) in values for axis, values in chosen.items())]
+    if not kept:
+        asked = " ".join(f"{axis}={','.join(values)}" for axis, values in chosen.items())
+        raise UsageError(f"{names} has each of these, but no cell with all: {asked}")
+    return kept
 
 
 def main() -> int:

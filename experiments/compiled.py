@@ -18,7 +18,7 @@ from experiments.methods import Method
 from pjax_core import nn
 
 EVALUATION_BATCH = 1000
-"""Samples evaluated at once: bounds the memory of evaluating a whole split."""
+"""Samples evaluated at once: bounds the memory of evaluating a whole split, at 0.2 GB for the tables' networks."""
 
 Apply = Callable[[Any, jax.Array], jax.Array]
 
@@ -92,7 +92,8 @@ def make_chunk(
     """All updates from one evaluation to the next, as one function of (state, x, y, rows, key) to compile.
 
     Args:
-        apply: parameters and inputs (batch, d) to logits (batch, classes).
+        apply: parameters and inputs (batch, ...) to logits (batch, classes), or (batch, positions, classes) for a
+            label at every position.
         method: the training method.
         batch_size: samples of an update.
         updates: number of updates.
@@ -111,7 +112,7 @@ def make_chunk(
             first_bad = jnp.where(bad, state.update, first_bad)
             return TrainState(params, method_state, state.update + 1, order), total + loss, first_bad
 
-        carry = (state, jnp.zeros((), x.dtype), jnp.int32(-1))
+        carry = (state, jnp.zeros(()), jnp.int32(-1))
         state, total, first_bad = lax.fori_loop(0, updates, body, carry)
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.params)]))
         return state, Report(total / updates, first_bad, finite)
@@ -122,7 +123,10 @@ def make_chunk(
 def make_evaluation(
     apply: Apply,
 ) -> Callable[[Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """A function of (params, x, y, rows) to the number of correct predictions, int32, and the sum of the losses."""
+    """A function of (params, x, y, rows) to the number of correct predictions, int32, and the sum of the losses.
+
+    Both count every label, so every position of a sample that has one at each.
+    """
 
     def evaluate(params: Any, x: jax.Array, y: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
         size = min(EVALUATION_BATCH, rows.shape[0])
@@ -136,7 +140,7 @@ def make_evaluation(
         def body(i: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             return add(sums, lax.dynamic_slice_in_dim(rows, i * size, size))
 
-        sums = lax.fori_loop(0, full, body, (jnp.int32(0), jnp.zeros((), x.dtype)))
+        sums = lax.fori_loop(0, full, body, (jnp.int32(0), jnp.zeros(())))
         return sums if full * size == rows.shape[0] else add(sums, rows[full * size :])
 
     return evaluate

@@ -7,6 +7,7 @@ that `--help` and wrong arguments are answered at once.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,36 +23,66 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 GROUPS = ("dataset", "model", "method", "engine", "protocol", "preset")
+PAIR = ("dataset", "model")
+"""What a choice of the group `task` names together: most pairs stand in no table, and some make no sense."""
 
 
 class UsageError(Exception):
     """A request that cannot be carried out as asked; the message says what was wrong, where, and what to do."""
 
 
+# A key with a default came after the first runs, which all had this value: at its default it is no part of a run's
+# identity, so that they keep their names (experiments/records.py).
+
+
 @dataclass
 class DatasetConfig:
-    """A data set; `test_fraction` is None where there is an official test split."""
+    """A data set.
+
+    Attributes:
+        num_classes: labels are 0 .. num_classes - 1.
+        test_fraction: None where there is an official test split.
+        kind: what a sample is: `features` (d,), `images` (height, width, channels) or `tokens` (positions,). It says
+            which networks can read it before it is read, and determines no number.
+        limit: only the first so many samples of the training and of the test set; None: all.
+    """
 
     name: str = MISSING
     num_classes: int = MISSING
     test_fraction: float | None = MISSING
+    kind: str = field(default=MISSING, metadata={"scientific": False})
+    limit: int | None = None
 
 
 @dataclass
 class ModelConfig:
-    """A multilayer perceptron: widths of the hidden layers, and whether the last layer reads all of them."""
+    """A network: its hidden layers, and whether the last layer reads all of them.
+
+    Attributes:
+        hidden: widths or channels.
+        family: the architecture, a file of `baselines/`.
+    """
 
     name: str = MISSING
     hidden: list[int] = MISSING
     skip: bool = MISSING
+    family: str = "mlp"
 
 
 @dataclass
 class MethodConfig:
-    """What every training method has: `output_bias` decides about the bias of the network's last layer."""
+    """What every training method has, and what of the network the paper or its reader ties to the method.
+
+    Attributes:
+        output_bias: whether the network's last layer has a bias.
+        kernel_init: of all weights but an embedding's, a name in `experiments/models.py`.
+        embedding_init: the same of an embedding.
+    """
 
     name: str = MISSING
     output_bias: bool = MISSING
+    kernel_init: str = "he_normal"
+    embedding_init: str = "he_normal"
 
 
 @dataclass
@@ -98,10 +129,27 @@ class ProtocolConfig:
 
 
 @dataclass
+class FamilyLimits:
+    """What a preset makes of the protocol for one family of networks, whose steps differ a thousandfold in cost."""
+
+    batch_size: int = MISSING
+    evaluate_every: int = MISSING
+    max_steps: int = MISSING
+    limit: int | None = MISSING
+
+
+@dataclass
 class PresetConfig:
-    """A named set of differences; recorded with a run, no part of its identity."""
+    """A named set of differences; recorded with a run, no part of its identity.
+
+    Attributes:
+        seeds: how many a cell gets unless the command line says so.
+        families: by `model.family`; the preset's file says where its values go.
+    """
 
     name: str = MISSING
+    seeds: int = MISSING
+    families: dict[str, FamilyLimits] = field(default_factory=dict)
 
 
 @dataclass
@@ -183,6 +231,11 @@ def _validate(config: RunConfig) -> None:
             f"protocol.max_steps={protocol.max_steps} is no multiple of "
             f"protocol.evaluate_every={protocol.evaluate_every}",
         ),
+        (
+            config.dataset.limit is None or config.dataset.limit > 0,
+            f"dataset.limit={config.dataset.limit} is not positive",
+        ),
+        (config.preset.seeds > 0, f"preset.seeds={config.preset.seeds} is not positive"),
         (len(config.model.hidden) > 0, "model.hidden is empty"),
         (all(width > 0 for width in config.model.hidden), f"model.hidden={config.model.hidden} is not positive"),
     ]
@@ -256,12 +309,16 @@ def check_keys(overrides: Iterable[str]) -> None:
     Raises:
         UsageError: an override without `=`, or an unknown key; the message lists the known keys.
     """
-    known = set(known_keys())
+    known = {*known_keys(), "task"}
+    keys = {override.partition("=")[0] for override in overrides}
     for override in overrides:
-        key, equals, _ = override.partition("=")
+        key, equals, value = override.partition("=")
         key = key.lstrip("+~")
         if not equals:
             raise UsageError(f"'{override}' is not of the form key=value")
+        if key == "task" or (key == "sweep" and value in choices("sweep") and "task" in sweep_params(value)):
+            for other in keys.intersection(PAIR):
+                raise UsageError(f"'{override}' names data sets and models together: leave out {other}, or say task=")
         if key == "sweep" and not override.startswith("+"):
             raise UsageError(f"a sweep is added: write +{override}, together with -m")
         if key == "sweep" or key.startswith(("hydra.", "hydra/")):
@@ -290,4 +347,26 @@ def sweep_params(name: str) -> dict[str, list[str]]:
     if name not in choices("sweep"):
         raise UsageError(f"unknown sweep '{name}'. Known sweeps: {', '.join(choices('sweep'))}")
     params: Any = OmegaConf.to_container(OmegaConf.load(CONF / "sweep" / f"{name}.yaml"))
-    return {key: str(values).split(",") for key, values in params["hydra"]["sweeper"]["params"].items()}
+    axes = params["hydra"]["sweeper"]["params"]
+    return {key: [value.strip() for value in str(values).split(",")] for key, values in axes.items()}
+
+
+def sweep_cells(name: str) -> list[dict[str, str]]:
+    """The cells of a sweep in the order of its file: choices by group, a task resolved to data set and model.
+
+    Raises:
+        UsageError: there is no such sweep.
+    """
+    axes = sweep_params(name)
+    cells = []
+    for values in itertools.product(*axes.values()):
+        cell = dict(zip(axes, values, strict=True))
+        cells.append({**task_pair(cell.pop("task")), **cell} if "task" in cell else cell)
+    return cells
+
+
+def task_pair(name: str) -> dict[str, str]:
+    """The data set and the model that a file of `conf/task/` names."""
+    content: Any = OmegaConf.to_container(OmegaConf.load(CONF / "task" / f"{name}.yaml"))
+    chosen = {key.removeprefix("override /"): value for entry in content["defaults"] for key, value in entry.items()}
+    return {group: chosen[group] for group in PAIR}

@@ -33,9 +33,11 @@ def table(planned: list[Planned]) -> Table:
         config = runs[0].config
         left = sum(status_of(run.config) is not Status.DONE for run in runs)
         try:
-            if names[0] not in loaded:
-                loaded[names[0]] = load(config.dataset, config.data_dir)
-            needed = predicted_bytes(config, loaded[names[0]])
+            # By the whole configuration: a preset may read less of a data set for some networks.
+            wanted = str(config.dataset)
+            if wanted not in loaded:
+                loaded[wanted] = load(config.dataset, config.data_dir)
+            needed = predicted_bytes(config, loaded[wanted])
         except UsageError as error:
             found.add_row(*names, str(left), "", f"cannot be done: {error}")
             continue

@@ -21,14 +21,19 @@ PROBE_UPDATES = 1000
 """How many updates that measurement takes, at most."""
 
 PROBE_AT_LEAST = 5
-"""How many it takes however long they are: fewer have no median worth the name."""
+"""How many it takes however long they are, unless the run had fewer: these have no median worth the name."""
 
 PROBE_WARM_UP = 3
 """How many come before it, untimed."""
 
 
 def published_ms_per_step(
-    apply: Apply, method: Method, params: Any, data: tuple[NDArray[np.float32], NDArray[np.int32]], batch_size: int
+    apply: Apply,
+    method: Method,
+    params: Any,
+    data: tuple[NDArray[Any], NDArray[np.int32]],
+    batch_size: int,
+    updates: int,
 ) -> float:
     """Milliseconds per step as the paper counts them: one dispatch per batch, each batch from host memory.
 
@@ -38,8 +43,9 @@ def published_ms_per_step(
         apply: the network.
         method: the training method.
         params: where to start.
-        data: inputs (n, d) and labels (n,) in host memory.
+        data: inputs (n, ...) and labels (n, ...) in host memory.
         batch_size: samples per update.
+        updates: of the run; the probe of a shorter run than the probe is as short.
     """
     x, y = data
     state = method.init(params)
@@ -51,16 +57,17 @@ def published_ms_per_step(
         part = slice(i % batches * batch_size, (i % batches + 1) * batch_size)
         params, state, _ = jax.block_until_ready(update(params, state, x[part], y[part]))
 
-    return 1e3 * median_seconds(dispatch) / method.steps_per_update
+    return 1e3 * median_seconds(dispatch, min(PROBE_AT_LEAST, updates)) / method.steps_per_update
 
 
-def median_seconds(dispatch: Callable[[int], None]) -> float:
+def median_seconds(dispatch: Callable[[int], None], at_least: int = PROBE_AT_LEAST) -> float:
     """Median duration of `dispatch(i)`, i counting up, after a warm-up and within the limits of the probe."""
-    for i in range(PROBE_WARM_UP):
+    warm_up = min(PROBE_WARM_UP, at_least)
+    for i in range(warm_up):
         dispatch(i)
     taken: list[float] = []
-    while len(taken) < PROBE_AT_LEAST or (sum(taken) < PROBE_SECONDS and len(taken) < PROBE_UPDATES):
+    while len(taken) < at_least or (sum(taken) < PROBE_SECONDS and len(taken) < PROBE_UPDATES):
         before = time.perf_counter()
-        dispatch(PROBE_WARM_UP + len(taken))
+        dispatch(warm_up + len(taken))
         taken.append(time.perf_counter() - before)
     return statistics.median(taken)

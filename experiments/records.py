@@ -127,12 +127,25 @@ class Record:
 
 
 def scientific_config(config: RunConfig) -> dict[str, Any]:
-    """What determines a run's numbers, and nothing else: no paths, no preset, no engine for gradient methods."""
+    """What determines a run's numbers, and nothing else: no paths, no preset, no engine for gradient methods.
+
+    A key that came after the first runs (it has a default in experiments/config.py) is left out where it has the value
+    that they had.
+    """
     groups = ["dataset", "model", "method", "protocol"]
     if isinstance(config.method, ProjectionConfig):
         groups.append("engine")
-    content: dict[str, Any] = {group: dataclasses.asdict(getattr(config, group)) for group in groups}
+    content: dict[str, Any] = {group: _scientific(getattr(config, group)) for group in groups}
     return {**content, "seed": config.seed, "schema_version": SCHEMA_VERSION}
+
+
+def _scientific(group: Any) -> dict[str, Any]:
+    kept = [
+        item.name
+        for item in dataclasses.fields(group)
+        if item.metadata.get("scientific", True) and getattr(group, item.name) != item.default
+    ]
+    return {name: getattr(group, name) for name in kept}
 
 
 def cell_of(config: RunConfig) -> Cell:

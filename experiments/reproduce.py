@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from experiments.cells import Planned, parse
 from experiments.config import ROOT, UsageError
 
+"""The folder of the runs by the paper's protocol."""
+
 NAMED = 3
 """How many of the runs that one error stops are named."""
 
@@ -108,18 +110,23 @@ def _print_errors(errors: Mapping[str, Exception], total: int) -> None:
 def _print_results(planned: Sequence[Planned]) -> int:
     """Let `analysis` print what the records say; returns its exit status."""
     config = planned[0].config
-    if not any(_is_done(run) for run in planned):
+    finished = sum(_is_done(run) for run in planned)
+    if not finished:
         print("no run is finished: there is no table to print.", file=sys.stderr)
         return 0
     runs = config.results_dir
+    if config.preset.name == "smoke":
+        print(
+            f"{finished} of {len(planned)} runs are finished. After so few steps on so few samples there is no table."
+        )
+        return 0
     if config.preset.name == "demo":
         commands = [["analysis.demo", str(runs)]]
     else:
         datasets = {run.config.dataset.name for run in planned}
-        narrowed = []
-        if planned[0].sweep.startswith("table"):
-            narrowed += ["--dataset", *datasets] if len(datasets) == 1 else []
-            narrowed += ["--table", planned[0].sweep.removeprefix("table")]
+        tables = {run.sweep.removeprefix("table") for run in planned if run.sweep.startswith("table")}
+        narrowed = ["--dataset", *datasets] if tables and len(datasets) == 1 else []
+        narrowed += ["--table", *tables] if len(tables) == 1 else []
         # Beside results/runs, and inside any other folder of runs.
         out = runs.parent if runs.name == "runs" else runs
         commands = [

@@ -75,19 +75,23 @@ def relative(path: Path) -> str:
 def refusals(configs: Sequence[RunConfig]) -> dict[str, UsageError]:
     """The runs that `execute` would refuse, by name, and why. Starts none of them, and reads each data set once."""
     from experiments.data import load
+    from experiments.training import check, check_cell
 
     by_data: dict[tuple[str, Path], list[RunConfig]] = {}
-    for config in configs:
-        by_data.setdefault((str(config.dataset), config.data_dir), []).append(config)
     refused: dict[str, UsageError] = {}
+    for config in configs:
+        try:
+            check_cell(config)
+        except UsageError as error:
+            refused[run_id(config)] = error
+        else:
+            by_data.setdefault((str(config.dataset), config.data_dir), []).append(config)
     for same in by_data.values():
         try:
             data = load(same[0].dataset, same[0].data_dir)
         except UsageError as error:
             refused |= dict.fromkeys(map(run_id, same), error)
             continue
-        from experiments.training import check
-
         for config in same:
             try:
                 check(config, data)
@@ -178,9 +182,10 @@ def _owned(
         return None
     # What cannot be done as asked is found before anything compiles, and is no failure of the run. Imported late,
     # because the methods bring JAX.
-    data = load_data()
-    from experiments.training import check
+    from experiments.training import check, check_cell
 
+    check_cell(config)
+    data = load_data()
     check(config, data)
     try:
         path.mkdir(parents=True, exist_ok=True)

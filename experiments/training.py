@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,13 +18,13 @@ from jax import lax
 from jax.stages import Compiled
 from numpy.typing import NDArray
 
-from baselines.mlp import MLP
 from experiments.compiled import Apply, TrainState, initial_state, make_chunk, make_evaluation
 from experiments.config import ProtocolConfig, RunConfig, UsageError
 from experiments.data import Dataset
 from experiments.keys import key_for
 from experiments.memory import gigabytes, limit_bytes, peak_bytes
 from experiments.methods import Method, build_method
+from experiments.models import arrange, build_model
 from experiments.probe import published_ms_per_step
 from experiments.records import Clocks, Event, Metrics
 from experiments.stopping import Patience, first_reaching
@@ -43,7 +45,7 @@ class Diverged(Exception):
 
 
 class Split(NamedTuple):
-    """Samples on the device, x (n, d) float32 and y (n,) int32, and rows (m,) int32 of them, or those of every run."""
+    """Samples on the device, x (n, ...) and y (n,) or (n, positions) int32, and rows (m,) of them, or every run's."""
 
     x: jax.Array
     y: jax.Array
@@ -62,13 +64,24 @@ class Trained:
     n_test: int
 
 
+def check_cell(config: RunConfig) -> None:
+    """Refuse what no data could mend, before any are read.
+
+    Raises:
+        UsageError: the method or the operators refuse a value, or the network cannot read such data.
+    """
+    build_method(config.method, config.engine)
+    build_model(config)
+
+
 def check(config: RunConfig, data: Dataset) -> None:
     """Refuse what `train` could not do as asked, before anything is compiled or written.
 
     Raises:
-        UsageError: the method or the operators refuse a value, or the data do not hold a batch and a validation part.
+        UsageError: the method or the operators refuse a value, the network cannot read the data, or they do not hold a
+            batch and a validation part.
     """
-    build_method(config.method, config.engine)
+    check_cell(config)
     _validation_size(data, config.protocol)
 
 
@@ -105,7 +118,8 @@ def train_seeds(
     """
     config, protocol = configs[0], configs[0].protocol
     method = build_method(config.method, config.engine)
-    runs = _Runs(configs, _model(config, data), method, data)
+    data = _arranged(config, data)
+    runs = _Runs(configs, build_model(config), method, data)
     runs.loop(on_event)
     if all(one.diverged for one in runs.each):
         return [one.diverged for one in runs.each if one.diverged]
@@ -140,7 +154,9 @@ def train_seeds(
                 train_s=runs.train_s,
                 device_ms_per_step=1e3 * runs.train_s / steps,
                 end_to_end_ms_per_step=1e3 * runs.end_to_end_s / steps,
-                published_ms_per_step=published_ms_per_step(runs.apply, method, one.best, host, protocol.batch_size),
+                published_ms_per_step=published_ms_per_step(
+                    runs.apply, method, one.best, host, protocol.batch_size, steps // method.steps_per_update
+                ),
                 evaluation_s=runs.evaluation_s,
             )
         parameters = sum(leaf.size for leaf in jax.tree.leaves(one.best))
@@ -152,12 +168,14 @@ def train_seeds(
 def predicted_bytes(config: RunConfig, data: Dataset) -> int | None:
     """Memory of a run's training program from one evaluation to the next, without a step of it; None if unknown."""
     check(config, data)
-    runs = _Runs([config], _model(config, data), build_method(config.method, config.engine), data)
+    method = build_method(config.method, config.engine)
+    runs = _Runs([config], build_model(config), method, _arranged(config, data))
     return peak_bytes(runs.compile_chunk(config.protocol.batch_size))
 
 
-def _model(config: RunConfig, data: Dataset) -> MLP:
-    return MLP(tuple(config.model.hidden), data.num_classes, config.model.skip, config.method.output_bias)
+def _arranged(config: RunConfig, data: Dataset) -> Dataset:
+    train_x, test_x = arrange(config, data.train_x), arrange(config, data.test_x)
+    return dataclasses.replace(data, train_x=train_x, test_x=test_x)
 
 
 def _validation_size(data: Dataset, protocol: ProtocolConfig) -> int:
@@ -196,13 +214,16 @@ class _One:
 class _Runs:
     """The training loop of one run, or of several over a leading axis, and its clocks, in seconds."""
 
-    def __init__(self, configs: Sequence[RunConfig], model: MLP, method: Method, data: Dataset) -> None:
+    def __init__(self, configs: Sequence[RunConfig], model: nn.Module, method: Method, data: Dataset) -> None:
         self.configs, self.method, self.protocol = configs, method, configs[0].protocol
         self.together = len(configs) > 1
         self.apply: Apply = model.apply  # type: ignore[assignment]
         self.compile_s = self.train_s = self.evaluation_s = self.end_to_end_s = 0.0
         n, n_validation = len(data.train_y), _validation_size(data, self.protocol)
-        orders = [np.asarray(jax.random.permutation(key_for(c.seed, "split"), n)) for c in configs]
+        if data.split == "last":  # a text goes on where its training part ends
+            orders = [np.roll(np.arange(n), n_validation)] * len(configs)
+        else:
+            orders = [np.asarray(jax.random.permutation(key_for(c.seed, "split"), n)) for c in configs]
         self.data = self.split(data.train_x, data.train_y, [order[n_validation:] for order in orders])
         self.validation = self.data._replace(rows=self.stack([order[:n_validation] for order in orders]))
         init = self._batched(model.init, (0, None))
@@ -218,7 +239,7 @@ class _Runs:
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *items) if self.together else items[0]
         return jax.device_put(stacked)
 
-    def split(self, x: NDArray[np.float32], y: NDArray[np.int32], rows: Sequence[NDArray[Any]]) -> Split:
+    def split(self, x: NDArray[Any], y: NDArray[np.int32], rows: Sequence[NDArray[Any]]) -> Split:
         """Samples and every run's rows of them, on the device."""
         return Split(jax.device_put(x), jax.device_put(y), self.stack([np.asarray(r, np.int32) for r in rows]))
 
@@ -272,7 +293,8 @@ class _Runs:
 
     def evaluate(self, params: Any, split: Split) -> tuple[list[float], list[float]]:
         """Accuracy and mean loss of every run on its split."""
-        compiled, n = self._compiled_evaluation(split), split.rows.shape[-1]
+        compiled = self._compiled_evaluation(split)
+        n = split.rows.shape[-1] * math.prod(split.y.shape[1:])  # labels, one at every position
         before = time.perf_counter()
         correct, loss = jax.block_until_ready(compiled(params, *split))
         self.evaluation_s += time.perf_counter() - before

@@ -27,13 +27,13 @@ def _module(config: DatasetConfig) -> ModuleType:
 
 
 def load(config: DatasetConfig, data_dir: Path) -> Dataset:
-    """Read a prepared data set into host memory, standardised.
+    """Read a prepared data set into host memory, standardised; the first samples of it if the configuration says so.
 
     Raises:
         UsageError: the data are missing or damaged, and the message names the command that prepares them; or
             `num_classes` is too small for their labels.
     """
-    data = _module(config).load(config, data_dir)
+    data = _module(config).load(config, data_dir).limited(config.limit)
     labels = np.concatenate([data.train_y, data.test_y])
     smallest, largest = int(labels.min()), int(labels.max())
     # JAX has no error for a label without a class: its one-hot row would be zero, and the run would mean nothing.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -9,6 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,21 +28,36 @@ class Dataset:
         name: as in the configuration.
         num_classes: labels are 0 .. num_classes - 1.
         train_x: (n, d) float32, standardised by `standardise`.
-        train_y: (n,) int32.
+        train_y: (n,) int32, or (n, positions) int32 for a label at every position.
         test_x: (m, d) float32, standardised with the numbers of the training set.
-        test_y: (m,) int32.
+        test_y: (m,) int32, or (m, positions) int32.
         sha256: of the raw arrays, the same on every machine.
         subset: whether this is only a part of the published data set.
+        split: which training samples validate: random ones, or the last in order.
     """
 
     name: str
     num_classes: int
-    train_x: NDArray[np.float32]
+    train_x: NDArray[Any]
     train_y: NDArray[np.int32]
-    test_x: NDArray[np.float32]
+    test_x: NDArray[Any]
     test_y: NDArray[np.int32]
     sha256: str
     subset: bool = False
+    split: Literal["random", "last"] = "random"
+
+    def limited(self, limit: int | None) -> Dataset:
+        """The first so many samples of training and test set, a subset; None: all."""
+        if limit is None or limit >= max(len(self.train_y), len(self.test_y)):
+            return self
+        return dataclasses.replace(
+            self,
+            train_x=self.train_x[:limit],
+            train_y=self.train_y[:limit],
+            test_x=self.test_x[:limit],
+            test_y=self.test_y[:limit],
+            subset=True,
+        )
 
 
 def standardise(train: NDArray, test: NDArray) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -119,7 +119,11 @@ def test_make_takes_nothing_from_the_environment(verb: str) -> None:
 @needs_make
 def test_make_takes_its_command_line() -> None:
     words = shlex.split(recipe("reproduce", "TABLE=3", "MODEL=a,b", "METHOD=dr", "SEEDS=1"))
-    assert words[3:] == ["sweep=table3", "dataset=mnist", "preset=paper", "seeds=1", "model=a,b", "method=dr"]
+    assert words[3:] == ["sweep=table3", "preset=paper", "seeds=1", "model=a,b", "method=dr"]
+    words = shlex.split(recipe("status", "TABLE=2,4", "DATASET=mnist", "PRESET=quick"))
+    assert words[3:] == ["sweep=table2,table4", "dataset=mnist", "preset=quick"]
+    assert shlex.split(recipe("plan", "TABLE=all"))[3] == "sweep=table2,table3,table4"
+    assert shlex.split(recipe("tables", "TABLE=all"))[1:] == ["-m", "analysis.tables"]
     assert shlex.split(recipe("tables"))[1:] == ["-m", "analysis.tables"]
     assert shlex.split(recipe("tables", "TABLE=2", "DATASET=mnist"))[3:] == ["--table", "2", "--dataset", "mnist"]
 
@@ -128,7 +132,8 @@ def test_make_takes_its_command_line() -> None:
 @pytest.mark.parametrize(
     ("arguments", "narrowed"),
     [
-        (["sweep=table2", "seeds=1", "method=sgd"], ["--dataset", "mnist", "--table", "2"]),
+        (["sweep=table2", "seeds=1", "method=sgd"], ["--table", "2"]),
+        (["sweep=table2,table3", "dataset=mnist", "method=sgd", "seeds=1"], ["--dataset", "mnist"]),
         (["sweep=demo", "seeds=1"], []),
         (["sweep=demo", "preset=demo", "seeds=1"], None),
     ],

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from analysis.published import load_published
 from experiments.cells import plan
-from experiments.config import GradientConfig, UsageError, choices, compose_run, sweep_params
+from experiments.config import GradientConfig, UsageError, check_keys, choices, compose_run, sweep_cells, task_pair
 from experiments.data import DATASETS
 from experiments.methods import build_method
+from experiments.records import run_id
 
 NAMED = [(group, name) for group in ("dataset", "model", "method", "engine") for name in choices(group)]
 
@@ -33,19 +35,83 @@ def test_every_data_set_of_the_configuration_has_a_loader() -> None:
 
 
 @pytest.mark.parametrize("preset", choices("preset"))
-def test_every_preset_composes(preset: str) -> None:
-    assert compose_run([f"preset={preset}"]).preset.name == preset
+def test_every_preset_composes_for_every_family(preset: str) -> None:
+    for model in ("mlp_1x128", "cnn_1x32", "rnn_1x256"):
+        config = compose_run([f"model={model}", f"preset={preset}"])
+        assert config.preset.name == preset
+        assert config.preset.name == config.protocol.name
+        for key in ("batch_size", "evaluate_every", "max_steps"):
+            expected = config.preset.families.get(config.model.family)
+            assert expected is None or getattr(config.protocol, key) == getattr(expected, key)
 
 
-@pytest.mark.parametrize("sweep", choices("sweep"))
-def test_every_sweep_composes(sweep: str) -> None:
-    cells = plan([f"sweep={sweep}", "seeds=2"])
-    axes = sweep_params(sweep)
-    assert len(cells) == 2 * len(axes["dataset"]) * len(axes["model"]) * len(axes["method"])
+@pytest.mark.parametrize("preset", choices("preset"))
+def test_a_preset_says_how_many_seeds_unless_the_command_line_does(preset: str) -> None:
+    cell = ["sweep=demo", "method=sgd", f"preset={preset}"]
+    assert len(plan(cell)) == compose_run([f"preset={preset}"]).preset.seeds
+    assert len(plan([*cell, "seeds=2"])) == 2
 
 
-def test_table_2_has_fifteen_mnist_cells() -> None:
-    assert len(plan(["sweep=table2", "dataset=mnist", "seeds=1"])) == 15
+FIVE, FOUR = ("sgd", "adam", "dr", "ap", "cp"), ("sgd", "adam", "dr", "ap")
+ROWS = {
+    "table2": [
+        ("mnist", ("mlp_1x128", "mlp_4x128", "mlp_4x128_skip"), FIVE),
+        ("cifar10", ("mlp_1x256", "mlp_4x256", "mlp_4x256_skip"), FIVE),
+        ("higgs", ("mlp_1x256", "mlp_4x256", "mlp_4x256_skip"), FIVE),
+    ],
+    "table3": [(name, ("cnn_1x32", "cnn_4x16", "cnn_4x16_skip"), FIVE) for name in ("mnist", "cifar10")],
+    "table4": [("shakespeare", ("rnn_1x256", "rnn_4x128", "rnn_4x128_skip"), FOUR)],
+}
+"""The paper's tables, row by row."""
+
+CELLS = {
+    table: [(data, model, method) for data, models, methods in rows for model in models for method in methods]
+    for table, rows in ROWS.items()
+}
+
+
+@pytest.mark.parametrize("sweep", CELLS)
+def test_a_table_has_the_published_cells_in_their_order(sweep: str) -> None:
+    cells = [(cell["dataset"], cell["model"], cell["method"]) for cell in sweep_cells(sweep)]
+    assert cells == CELLS[sweep]
+    number = int(sweep.removeprefix("table"))
+    assert cells == [(c.dataset, c.model, c.method) for c in load_published().cells if c.table == number]
+
+
+def test_the_tables_compose_to_the_87_published_cells() -> None:
+    planned = plan(["sweep=table2,table3,table4", "seeds=1"])
+    configs = [run.config for run in planned]
+    cells = [(config.dataset.name, config.model.name, config.method.name) for config in configs]
+    assert cells == [cell for table in CELLS.values() for cell in table]
+    assert len(set(cells)) == len({run_id(config) for config in configs}) == 87
+    assert {(config.engine.name, config.protocol.name, config.preset.name) for config in configs} == {
+        ("published", "paper", "paper")
+    }
+
+
+def test_every_other_sweep_composes() -> None:
+    for sweep in set(choices("sweep")) - set(CELLS):
+        assert len(plan([f"sweep={sweep}", "seeds=2"])) == 2 * len(sweep_cells(sweep))
+
+
+def test_a_task_is_named_by_the_data_set_and_the_model_it_names() -> None:
+    pairs = {name: task_pair(name) for name in choices("task")}
+    assert {f"{pair['dataset']}-{pair['model']}": pair for pair in pairs.values()} == pairs
+    for name, pair in pairs.items():
+        config = compose_run([f"task={name}"])
+        assert {"dataset": config.dataset.name, "model": config.model.name} == pair
+
+
+@pytest.mark.parametrize(
+    ("narrowed", "count"),
+    [
+        (["sweep=table2", "dataset=mnist", "method=sgd,cp"], 6),
+        (["sweep=table2,table3,table4", "dataset=mnist,shakespeare", "method=cp"], 6),
+        (["sweep=table3", "dataset=cifar10", "model=cnn_4x16", "method=dr"], 1),
+    ],
+)
+def test_data_sets_models_and_methods_narrow_a_table(narrowed: list[str], count: int) -> None:
+    assert len(plan([*narrowed, "seeds=1"])) == count
 
 
 @pytest.mark.parametrize("group", ["dataset", "model", "method", "engine", "protocol", "preset"])
@@ -80,6 +146,8 @@ def test_an_unknown_key_lists_the_keys(key: str) -> None:
         ("seed", "not of the form key=value"),
         ("seed=-1", "negative"),
         ("sweep=table2", r"\+sweep=table2"),
+        ("dataset.limit=0", "dataset.limit=0 is not positive"),
+        ("preset.seeds=0", "preset.seeds=0 is not positive"),
     ],
 )
 def test_a_wrong_value_says_what_is_wrong(override: str, message: str) -> None:
@@ -93,7 +161,7 @@ def test_only_douglas_rachford_has_options_of_its_own(method: str, key: str) -> 
     with pytest.raises(UsageError, match=f"unknown key 'method.{key}'") as caught:
         compose_run([f"method={method}", f"method.{key}=1"])
     listed = str(caught.value).splitlines()[1:]
-    keys = ["name", "output_bias", "representation", "steps_per_update"]
+    keys = ["embedding_init", "kernel_init", "name", "output_bias", "representation", "steps_per_update"]
     assert listed == [f"  method.{known}" for known in keys]
 
 
@@ -120,19 +188,31 @@ def test_an_option_that_the_engine_refuses_is_named(method: str, override: str, 
         build_method(config.method, config.engine)
 
 
+@pytest.mark.parametrize("other", ["task=mnist-mlp_1x128", "+sweep=table2"])
+@pytest.mark.parametrize("override", ["dataset=mnist", "model=mlp_1x128"])
+def test_what_names_data_and_model_together_stands_beside_neither(other: str, override: str) -> None:
+    with pytest.raises(UsageError, match="together: leave out " + override.partition("=")[0]):
+        check_keys([other, override])
+    check_keys([other, "method=ap"])
+
+
 @pytest.mark.parametrize(
-    ("argument", "message"),
+    ("arguments", "message"),
     [
-        ("sweep=table9", "Known sweeps: demo, table2"),
-        ("dataset=digits", "sweep table2 has no dataset 'digits'. It has: mnist"),
-        ("method=sgd,foo", "sweep table2 has no method 'foo'. It has: sgd, adam, dr, ap, cp"),
-        ("model=foo", "It has: mlp_1x128, mlp_4x128, mlp_4x128_skip"),
-        ("seeds=none", "seeds=none is not a positive number"),
-        ("speed=1", "unknown key 'speed'"),
-        ("seed=1", "for example seeds=5"),
+        (["sweep=table9"], "Known sweeps: demo, table2, table3, table4"),
+        (["sweep=table2,table9"], "unknown sweep 'table9'"),
+        (["dataset=digits"], "sweep table2 has no dataset 'digits'. It has: mnist, cifar10, higgs"),
+        (["method=sgd,foo"], "sweep table2 has no method 'foo'. It has: sgd, adam, dr, ap, cp"),
+        (["sweep=table4", "method=cp"], "sweep table4 has no method 'cp'. It has: sgd, adam, dr, ap"),
+        (["sweep=demo", "model=foo"], "It has: mlp_1x32"),
+        (["sweep=table2,table3", "dataset=higgs", "model=cnn_1x32"], "no cell with all: dataset=higgs model=cnn_1x32"),
+        (["seeds=none"], "seeds=none is not a positive number"),
+        (["speed=1"], "unknown key 'speed'"),
+        (["seed=1"], "for example seeds=5"),
+        (["task=mnist-mlp_1x128"], "for example dataset=mnist"),
     ],
 )
-def test_a_wrong_plan_says_what_there_is(argument: str, message: str) -> None:
+def test_a_wrong_plan_says_what_there_is(arguments: list[str], message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        plan([argument])
+        plan(arguments)
     assert message in str(caught.value)

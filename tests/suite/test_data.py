@@ -156,3 +156,11 @@ def test_digits_are_split_once_and_for_all(tmp_path: Path) -> None:
     assert (len(data.train_y), len(data.test_y)) == (1437, 360)
     assert data.sha256 == again.sha256
     np.testing.assert_array_equal(data.train_x, again.train_x)
+
+
+def test_a_limit_takes_the_first_samples_and_says_so() -> None:
+    whole, part = load(DIGITS, Path()), load(dataclasses.replace(DIGITS, limit=400), Path())
+    assert (whole.subset, part.subset) == (False, True)
+    for name, size in (("train_x", 400), ("train_y", 400), ("test_x", 360), ("test_y", 360)):
+        np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[:size])
+    assert not load(dataclasses.replace(DIGITS, limit=5000), Path()).subset

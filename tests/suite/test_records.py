@@ -58,6 +58,34 @@ def test_what_changes_a_number_changes_the_name(override: str) -> None:
     assert run_id(compose_run(["method=dr", override])) != run_id(compose_run(["method=dr"]))
 
 
+LATER = [
+    ("dataset.limit=null", "dataset.limit=100"),
+    ("model.family=mlp", "model.family=cnn"),
+    ("method.kernel_init=he_normal", "method.kernel_init=lecun_normal"),
+    ("method.embedding_init=he_normal", "method.embedding_init=flax_embed"),
+]
+"""Keys that came after the first runs, as these had them and otherwise."""
+
+
+@pytest.mark.parametrize(("as_before", "other"), LATER)
+def test_a_later_key_is_in_the_name_where_it_differs_from_the_first_runs(as_before: str, other: str) -> None:
+    group, _, key = other.partition("=")[0].partition(".")
+    first, changed = compose_run(["method=dr", as_before]), compose_run(["method=dr", other])
+    assert run_id(first) == run_id(compose_run(["method=dr"])) != run_id(changed)
+    assert key not in scientific_config(first)[group]
+    assert key in scientific_config(changed)[group]
+
+
+def test_every_key_of_a_group_is_in_the_name_or_known_not_to_be() -> None:
+    left_out = {
+        f"{group}.{key}"
+        for group in ("dataset", "model", "method", "protocol", "engine")
+        for key in dataclasses.asdict(getattr(compose_run(["method=dr"]), group))
+        if key not in scientific_config(compose_run(["method=dr"]))[group]
+    }
+    assert left_out == {"dataset.kind"} | {key.partition("=")[0] for key, _ in LATER}
+
+
 def test_gradient_methods_have_no_engine() -> None:
     sgd = compose_run(["method=sgd"])
     assert run_id(compose_run(["method=sgd", "engine=exact"])) == run_id(sgd)

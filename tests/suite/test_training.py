@@ -18,8 +18,11 @@ from baselines.mlp import MLP
 from experiments import probe, training
 from experiments.cells import Planned
 from experiments.compiled import EVALUATION_BATCH, TrainState, initial_state, make_chunk, make_evaluation, next_batch
-from experiments.data import load
+from experiments.config import compose_run
+from experiments.data import Dataset, load
 from experiments.keys import key_for
+from experiments.methods import build_method
+from experiments.models import build_model
 from experiments.records import Event
 from experiments.training import RUNS, Diverged, Trained, train, train_seeds
 
@@ -88,6 +91,72 @@ def test_evaluation_counts_every_sample_once(n: int) -> None:
     np.testing.assert_allclose(loss, expected.sum(), rtol=1e-5)
 
 
+def test_evaluation_counts_every_position() -> None:
+    key = jax.random.key(2)
+    logits, y = jax.random.normal(key, (7, 5, 4)), jax.random.randint(key, (7, 5), 0, 4)
+    tokens = jnp.repeat(jnp.arange(7)[:, None], 5, axis=1)
+    correct, loss = jax.jit(make_evaluation(lambda params, x: logits[x[:, 0]]))((), tokens, y, jnp.arange(7))
+    assert int(correct) == int(np.sum(np.argmax(np.asarray(logits), -1) == np.asarray(y)))
+    expected = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+    np.testing.assert_allclose(loss, expected.sum(), rtol=1e-5)
+
+
+class Still:
+    """A method that trains nothing, so that what is reported is the initial parameters'."""
+
+    steps_per_update, batches_well = 1, True
+
+    def init(self, params: Any) -> tuple[()]:
+        return ()
+
+    def update(self, loss_fn: Any, params: Any, state: tuple[()]) -> tuple[Any, tuple[()], jax.Array]:
+        return params, state, jnp.mean(loss_fn(params))
+
+
+def windows(n: int, m: int) -> Dataset:
+    """Random text; the validation part is its end."""
+    text = np.random.default_rng(0).integers(0, 65, (n + m, 65)).astype(np.int32)
+    x, y = text[:, :-1], text[:, 1:]
+    return Dataset("shakespeare", 65, x[:n], y[:n], x[n:], y[n:], "", split="last")
+
+
+def test_a_text_is_scored_by_position_and_validated_on_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = ["protocol.batch_size=4", "protocol.evaluate_every=1", "protocol.max_steps=1"]
+    config = compose_run(["task=shakespeare-rnn_4x128", "model.hidden=[8]", "method=sgd", *sizes])
+    data = windows(20, 6)
+    monkeypatch.setattr(training, "build_method", lambda method, engine: Still())
+    events: list[Event] = []
+    trained = train(config, data, events.append)
+    model = build_model(config)
+    params = model.init(key_for(0, "init"), data.train_x[:1])
+
+    def score(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+        logits = jnp.asarray(model.apply(params, x))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+        return float(losses.mean()), float(np.mean(np.argmax(np.asarray(logits), -1) == y))
+
+    assert (trained.n_train, trained.n_validation, trained.n_test) == (18, 2, 6)
+    loss, accuracy = score(data.train_x[18:], data.train_y[18:])
+    np.testing.assert_allclose((events[0].validation_loss, events[0].validation_accuracy), (loss, accuracy), rtol=1e-5)
+    assert trained.metrics.test_accuracy == pytest.approx(score(data.test_x, data.test_y)[1])
+    assert trained.metrics.train_accuracy == pytest.approx(score(data.train_x[:18], data.train_y[:18])[1])
+    assert events[1].train_loss == pytest.approx(loss, rel=0.1)  # a mean over a batch's positions, too
+
+
+def test_the_end_of_a_text_validates_whatever_the_seed_and_another_split_depends_on_it() -> None:
+    text = windows(20, 6)
+    for data, same in ((text, True), (dataclasses.replace(text, split="random"), False)):
+        found = []
+        for seed in (0, 1):
+            config = compose_run(["task=shakespeare-rnn_1x256", f"seed={seed}", "protocol.batch_size=4"])
+            runs = training._Runs([config], build_model(config), build_method(config.method, config.engine), data)
+            rows, validation = np.asarray(runs.data.rows), np.asarray(runs.validation.rows)
+            assert sorted([*rows, *validation]) == list(range(20))
+            found.append(validation.tolist())
+        assert (found == [[18, 19]] * 2) == same
+        assert (found[0] == found[1]) == same
+
+
 def test_nothing_is_compiled_between_the_first_evaluation_and_the_last(short: Callable[..., Planned]) -> None:
     config = short("method=adam").config
     compiled: list[str] = []
@@ -131,6 +200,18 @@ def test_the_published_time_is_a_median_within_limits(
     monkeypatch.setattr(probe.time, "perf_counter", lambda: clock[0])
     assert probe.median_seconds(dispatch) == pytest.approx(median)
     assert seen == list(range(count))
+
+
+def test_the_probe_of_a_short_run_is_as_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, seen = [0.0], []
+
+    def dispatch(i: int) -> None:
+        seen.append(i)
+        clock[0] += 3.0
+
+    monkeypatch.setattr(probe.time, "perf_counter", lambda: clock[0])
+    assert probe.median_seconds(dispatch, at_least=2) == pytest.approx(3.0)
+    assert seen == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("skip", [False, True])
