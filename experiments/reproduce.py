@@ -13,8 +13,6 @@ from collections.abc import Mapping, Sequence
 from experiments.cells import Planned, parse
 from experiments.config import ROOT, UsageError
 
-"""The folder of the runs by the paper's protocol."""
-
 NAMED = 3
 """How many of the runs that one error stops are named."""
 
