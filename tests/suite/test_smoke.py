@@ -75,10 +75,10 @@ def test_a_cell_runs(cell: list[str], tmp_path: Path, monkeypatch: pytest.Monkey
     try:
         record = execute(config, overrides, events.append)
     except RunFailed as failure:
-        # With published operators DR diverges on recurrent networks (docs/cells.md): the run says so, and none else may.
-        assert (config.model.family, config.method.name) == ("rnn", "dr")
-        assert isinstance(failure.__cause__, Diverged)
-        return
+        # DR with published operators diverges on recurrent networks (docs/cells.md), and says so.
+        if (config.model.family, config.method.name) == ("rnn", "dr") and isinstance(failure.__cause__, Diverged):
+            return
+        raise
     assert record is not None
     limit = config.dataset.limit
     assert limit is not None
