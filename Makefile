@@ -55,7 +55,7 @@ tables: $(STAMP) ## print ours beside published, from the records that exist: ta
 	@$(BIN)/python -m analysis.tables $(if $(filter command,$(origin TABLE)),--table $(call quoted,$(TABLE))) \
 	  $(if $(filter command,$(origin DATASET)),--dataset $(call quoted,$(DATASET)))
 
-status: $(STAMP) ## grid of cells: done, running, failed, missing
+status: $(STAMP) ## grid of cells: done, running, cut, failed, missing
 	@$(BIN)/python -m experiments.status $(call quoted,sweep=table$(TABLE)) $(SELECTION)
 
 plan: $(STAMP) ## what a table would take: runs to do, and the memory of each cell, before anything runs

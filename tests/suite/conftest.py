@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
+from experiments import training
 from experiments.cells import Planned
 from experiments.config import compose_run
 
@@ -29,3 +32,22 @@ def short(tmp_path: Path) -> Callable[..., Planned]:
 def compose_in() -> Callable[..., Planned]:
     """`compose_short`, for fixtures that outlive a test."""
     return compose_short
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for compiled programs."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def compiled_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For tests that do the same runs again and again: programs are compiled once, and one clock is not measured."""
+    monkeypatch.setattr(training, "published_ms_per_step", lambda *_: 0.1)
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)  # JAX's default
+    compilation_cache.reset_cache()
