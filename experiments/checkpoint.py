@@ -111,14 +111,17 @@ def load(folder: Path, step: int) -> Snapshot:
     """Read a checkpoint.
 
     Raises:
-        Damaged: it cannot be read, is not what was written, or is another run's or another version's.
+        Damaged: it is not what was written, or is another run's or another version's.
+        StorageError: the disk cannot be read, which says nothing of the checkpoint.
     """
     path = folder / "checkpoint" / str(step)
     # First, because what reads the arrays is not made for damaged files.
     try:
         expected, found = dict(json.loads((path / SUMS).read_text())), _sums(path)
-    except (OSError, TypeError, ValueError) as error:
+    except (FileNotFoundError, NotADirectoryError, TypeError, ValueError) as error:
         raise Damaged(f"its checksums cannot be read ({type(error).__name__})") from error
+    except OSError as error:
+        raise storage_error(path.parent, error, "read") from error
     if found != expected:
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         raise Damaged(f"its checksums do not fit: {wrong[0]}")

@@ -62,7 +62,11 @@ class RunFolder:
         self._attempt = 1 + max((line["attempt"] for line in self._log), default=0)
 
     def checkpoints(self) -> dict[int, Snapshot]:
-        """The run at the evaluations from which it can go on, by step. What is of no use is told, noted and removed."""
+        """The run at the evaluations from which it can go on, by step. What is of no use is told, noted and removed.
+
+        Raises:
+            StorageError: the disk cannot be read.
+        """
         found: dict[int, Snapshot] = {}
         for step in saved_steps(self.path):
             from experiments.checkpoint import Damaged, load
@@ -78,7 +82,8 @@ class RunFolder:
         left = [other for other in saved_steps(self.path) if other < step]
         instead = f"the one of step {left[0]:,} is tried" if left else "there is no other, so the run starts over"
         print(f"{self.path.name}: the checkpoint of step {step:,} is of no use: {reason}; {instead}", flush=True)
-        self._note_attempt("checkpoint of no use", step, reason=str(reason))
+        with suppress(StorageError):
+            self._note_attempt("checkpoint of no use", step, reason=str(reason))
         discard(self.path / "checkpoint" / str(step))
 
     def begin(self, snapshot: Snapshot | None) -> None:

@@ -105,7 +105,7 @@ def execute_together(
     that were cut go on together from the last evaluation at which all of them were saved. If there is none, because
     some are new for example, those that were saved at the same step go on as a program of their own.
     """
-    outcomes: list[Record | Exception | None] = [None] * len(runs)
+    outcomes: dict[int, Record | Exception] = {}
     with ExitStack() as stack, interruptible() as interruption:
         folders: dict[int, RunFolder] = {}
         from experiments.data import load
@@ -119,19 +119,24 @@ def execute_together(
             else:
                 if folder:
                     folders[i] = folder
-        for program in _programs(folders):
-            found = _train({i: folders[i] for i in program}, program, on_event, interruption)
-            for i, outcome in found.items():
-                outcomes[i] = outcome
+        for program in _programs(folders, outcomes):
+            outcomes |= _train({i: folders[i] for i in program}, program, on_event, interruption)
             # A signal that came too late for the loop to see.
             interruption.deferred = False
             interruption.check()
-    return outcomes
+    return [outcomes.get(i) for i in range(len(runs))]
 
 
-def _programs(folders: Mapping[int, RunFolder]) -> list[dict[int, Snapshot | None]]:
-    """Which runs become one program, and where each begins."""
-    saved = {i: folder.checkpoints() for i, folder in folders.items()}
+def _programs(
+    folders: Mapping[int, RunFolder], outcomes: dict[int, Record | Exception]
+) -> list[dict[int, Snapshot | None]]:
+    """Which runs become one program, and where each begins. One that cannot be read has its outcome already."""
+    saved: dict[int, dict[int, Snapshot]] = {}
+    for i, folder in folders.items():
+        try:
+            saved[i] = folder.checkpoints()
+        except StorageError as error:
+            outcomes[i] = error
     common = set.intersection(*(set(each) for each in saved.values())) if saved else set()
     if common:
         step = max(common)
@@ -182,7 +187,7 @@ def _train(
     except Damaged as error:
         for snapshot, folder in zip(resumed, begun.values(), strict=True):
             folder.distrust(snapshot.step, error)
-        for program in _programs(begun):
+        for program in _programs(begun, outcomes):
             outcomes |= _train({i: begun[i] for i in program}, program, on_event, interruption)
         return outcomes
     except UsageError as error:

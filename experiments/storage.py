@@ -12,7 +12,7 @@ from experiments.config import ROOT
 
 
 class StorageError(Exception):
-    """A run's file could not be written. The run is not failed: what was saved before is as it was."""
+    """A run's file could not be written, or read. The run is not failed: what was saved before is as it was."""
 
 
 def relative(path: Path) -> str:
@@ -20,15 +20,15 @@ def relative(path: Path) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
-def storage_error(path: Path, error: Exception) -> StorageError:
-    """What to tell of a file that could not be written."""
+def storage_error(path: Path, error: Exception, verb: str = "write") -> StorageError:
+    """What to tell of a file that could not be written, or read."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
     try:
         free = f"{shutil.disk_usage(path.parent).free / 1e6:.1f} MB free there"
     except OSError:
         free = "its folder cannot be looked at"
     return StorageError(
-        f"{path.parent.name} stopped: cannot write {relative(path)}: {reason} ({free}); "
+        f"{path.parent.name} stopped: cannot {verb} {relative(path)}: {reason} ({free}); "
         "make room or repair it, then repeat the command: the run goes on from its last checkpoint"
     )
 

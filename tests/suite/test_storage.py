@@ -19,7 +19,7 @@ from experiments.reproduce import run_missing
 from experiments.runner import Status, execute, folder_of, status_of
 from experiments.storage import StorageError, append, write_whole
 from tests.kill import outcome
-from tests.suite.test_resume import SAVED, attempts, ignore
+from tests.suite.test_resume import SAVED, attempts, cut_run, ignore
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -134,3 +134,18 @@ def test_half_a_line_of_attempts_is_dropped(short: Callable[..., Planned]) -> No
     (folder / "attempts.jsonl").write_text(whole + "\n" + whole[:20])
     execute(planned.config, planned.overrides, ignore)
     assert attempts(planned) == [(1, "started", 0), (2, "started", 0), (2, "finished", 200)]
+
+
+def test_a_disk_that_cannot_be_read_costs_no_checkpoint(
+    short: Callable[..., Planned], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = cut_run(short, method="sgd")
+
+    def broken(_: Path) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_sums", broken)
+        with pytest.raises(StorageError, match=r"cannot read .*/checkpoint: Input/output error"):
+            execute(planned.config, planned.overrides, ignore)
+    assert saved_steps(folder_of(planned.config)) == [100, 50]
