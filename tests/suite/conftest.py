@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from experiments import training
 from experiments.cells import Planned
 from experiments.config import compose_run
+from experiments.records import Event
+from experiments.runner import execute, folder_of
 
 SHORT = ("dataset=digits", "model=mlp_1x32", "protocol.evaluate_every=50", "protocol.max_steps=200")
 
@@ -32,6 +35,38 @@ def short(tmp_path: Path) -> Callable[..., Planned]:
 def compose_in() -> Callable[..., Planned]:
     """`compose_short`, for fixtures that outlive a test."""
     return compose_short
+
+
+class Cut(KeyboardInterrupt):
+    """What ends a run in a test."""
+
+
+@pytest.fixture(scope="session")
+def cut_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of runs that were cut, by method."""
+    return tmp_path_factory.mktemp("cut")
+
+
+@pytest.fixture
+def cut_run(short: Callable[..., Planned], cut_once: Path, compiled_once: None) -> Callable[[str], Planned]:
+    """A run by its method, cut at step 150 before it was saved there: it is saved at steps 100 and 50."""
+
+    def cut(event: Event) -> None:
+        if event.step == 150:
+            raise Cut
+
+    def make(method: str) -> Planned:
+        planned = short(f"method={method}", "checkpoint_every_s=0")
+        folder = folder_of(planned.config)
+        if (cut_once / folder.name).exists():
+            shutil.copytree(cut_once / folder.name, folder)
+            return planned
+        with pytest.raises(Cut):
+            execute(planned.config, planned.overrides, cut)
+        shutil.copytree(folder, cut_once / folder.name)
+        return planned
+
+    return make
 
 
 @pytest.fixture(scope="session")

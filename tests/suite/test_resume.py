@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,32 +16,17 @@ import pytest
 
 from experiments import checkpoint, runner
 from experiments.cells import Planned
-from experiments.checkpoint import Saver, Snapshot
-from experiments.config import ROOT, RunConfig, choices
-from experiments.interruption import Interrupted, Interruption
+from experiments.config import RunConfig
 from experiments.records import Event, saved_steps
 from experiments.runner import Status, execute, execute_together, folder_of, resumable_step, status_of
 from experiments.status import grid
 from tests.kill import PAIRS, check, outcome
+from tests.suite.conftest import Cut
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 SAVED = "checkpoint_every_s=0"
 """Save at every evaluation."""
-
-
-class Cut(KeyboardInterrupt):
-    """What ends a run in a test."""
-
-
-def cut_at(step: int) -> Callable[[Event], None]:
-    """What to do on an event: cut the run after the evaluation at a step, before it is saved."""
-
-    def on_event(event: Event) -> None:
-        if event.step == step:
-            raise Cut
-
-    return on_event
 
 
 def ignore(event: Event) -> None:
@@ -75,22 +56,14 @@ def undisturbed(
     return of
 
 
-def cut_run(short: Callable[..., Planned], step: int = 150, method: str = "adam") -> Planned:
-    """A run that was cut after an evaluation, with the two evaluations before it saved."""
-    planned = short(f"method={method}", SAVED)
-    with pytest.raises(Cut):
-        execute(planned.config, planned.overrides, cut_at(step))
-    return planned
-
-
-@pytest.mark.parametrize("method", choices("method"))
+@pytest.mark.parametrize("method", ["adam", "dr"])
 def test_a_cut_run_goes_on_and_ends_equal_to_the_bit(
     method: str,
-    short: Callable[..., Planned],
+    cut_run: Callable[[str], Planned],
     undisturbed: Callable[[str], dict[str, Any]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    planned = cut_run(short, 150, method)
+    planned = cut_run(method)
     folder = folder_of(planned.config)
     assert saved_steps(folder) == [100, 50]
     assert (status_of(planned.config), resumable_step(planned.config)) == (Status.CUT, 100)
@@ -107,8 +80,8 @@ def test_a_cut_run_goes_on_and_ends_equal_to_the_bit(
     assert record.clocks.attempts == 2
 
 
-def test_clocks_are_sums_over_the_attempts(short: Callable[..., Planned]) -> None:
-    planned = cut_run(short)
+def test_clocks_are_sums_over_the_attempts(cut_run: Callable[[str], Planned]) -> None:
+    planned = cut_run("adam")
     snapshot = checkpoint.load(folder_of(planned.config), 100)
     record = execute(planned.config, planned.overrides, ignore)
     assert record is not None
@@ -164,31 +137,38 @@ def damage(folder: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["empty", "truncated", "flipped", "a file more", "no checksums"])
+def test_a_damaged_checkpoint_is_not_read(how: str, cut_run: Callable[[str], Planned]) -> None:
+    folder = folder_of(cut_run("adam").config)
+    damage(folder / "checkpoint" / "100", how)
+    with pytest.raises(checkpoint.Damaged, match="its checksums ") as damaged:
+        checkpoint.load(folder, 100)
+    assert str(folder.parent) not in str(damaged.value), "a machine's folder must not be published"
+    assert checkpoint.load(folder, 50).step == 50
+
+
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
-    how: str,
-    short: Callable[..., Planned],
+    cut_run: Callable[[str], Planned],
     undisturbed: Callable[[str], dict[str, Any]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    planned = cut_run(short)
+    planned = cut_run("adam")
     folder = folder_of(planned.config)
-    damage(folder / "checkpoint" / "100", how)
+    damage(folder / "checkpoint" / "100", "flipped")
     execute(planned.config, planned.overrides, ignore)
     output = capsys.readouterr().out
-    assert f"{folder.name}: the checkpoint of step 100 is of no use: its checksums" in output
+    assert f"{folder.name}: the checkpoint of step 100 is of no use: its checksums do not fit: arrays/" in output
     assert "; the one of step 50 is tried" in output
     assert "goes on from step 50" in output
     assert attempts(planned)[2:4] == [(2, "checkpoint of no use", 100), (2, "resumed", 50)]
-    assert str(folder.parent) not in (folder / "attempts.jsonl").read_text(), "a machine's folder must not be published"
     assert outcome(planned) == undisturbed("adam")
 
 
 def test_a_run_without_a_whole_checkpoint_starts_over(
-    short: Callable[..., Planned],
+    cut_run: Callable[[str], Planned],
     undisturbed: Callable[[str], dict[str, Any]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    planned = cut_run(short)
+    planned = cut_run("adam")
     folder = folder_of(planned.config)
     for step in (50, 100):
         damage(folder / "checkpoint" / str(step), "truncated")
@@ -206,9 +186,9 @@ def test_a_run_without_a_whole_checkpoint_starts_over(
     assert outcome(planned) == undisturbed("adam")
 
 
-def test_no_flipped_byte_is_trained_from(short: Callable[..., Planned], tmp_path: Path) -> None:
+def test_no_flipped_byte_is_trained_from(cut_run: Callable[[str], Planned], tmp_path: Path) -> None:
     """Whatever a flipped byte does, the numbers are those that were written, or there are none."""
-    folder = folder_of(cut_run(short).config)
+    folder = folder_of(cut_run("adam").config)
     written = checkpoint.load(folder, 100)
     copy = tmp_path / folder.name
     for victim in files_of(folder / "checkpoint" / "100"):
@@ -233,9 +213,9 @@ def test_no_flipped_byte_is_trained_from(short: Callable[..., Planned], tmp_path
     ],
 )
 def test_a_checkpoint_of_another_kind_is_refused(
-    change: dict[str, Any], reason: str, short: Callable[..., Planned], monkeypatch: pytest.MonkeyPatch
+    change: dict[str, Any], reason: str, cut_run: Callable[[str], Planned], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = folder_of(cut_run(short).config)
+    folder = folder_of(cut_run("adam").config)
     if "FORMAT" in change:
         monkeypatch.setattr(checkpoint, "FORMAT", 2)
     else:
@@ -245,10 +225,10 @@ def test_a_checkpoint_of_another_kind_is_refused(
 
 
 def test_a_checkpoint_of_other_shapes_is_told_and_the_run_starts_over(
-    short: Callable[..., Planned], undisturbed: Callable[[str], dict[str, Any]], capsys: pytest.CaptureFixture[str]
+    cut_run: Callable[[str], Planned], undisturbed: Callable[[str], dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As after a change of the code: Adam's state for SGD."""
-    planned, other = cut_run(short, method="sgd"), cut_run(short, method="adam")
+    planned, other = cut_run("sgd"), cut_run("adam")
     folder = folder_of(planned.config)
     for step in (50, 100):
         snapshot = checkpoint.load(folder_of(other.config), step)
@@ -330,8 +310,8 @@ def test_a_seed_that_had_shared_its_program_goes_on_alone_without_clocks(short: 
     assert record.metrics.time_to_99_s is None
 
 
-def test_a_diverged_seed_stays_diverged_when_the_others_go_on(short: Callable[..., Planned]) -> None:
-    planned = cut_run(short)
+def test_a_diverged_seed_stays_diverged_when_the_others_go_on(cut_run: Callable[[str], Planned]) -> None:
+    planned = cut_run("adam")
     folder = folder_of(planned.config)
     snapshot = checkpoint.load(folder, 100)
     shutil.rmtree(folder / "checkpoint" / "100")
@@ -342,122 +322,9 @@ def test_a_diverged_seed_stays_diverged_when_the_others_go_on(short: Callable[..
     assert saved_steps(folder) == [], "from its checkpoints it would diverge again"
 
 
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 0.0
-        monkeypatch.setattr(checkpoint.time, "monotonic", lambda: self.now)
-
-
-def test_checkpoints_take_at_most_a_twentieth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, saved = Clock(monkeypatch), list[float]()
-
-    def save(_: Snapshot) -> None:
-        saved.append(clock.now)
-        clock.now += 2
-
-    saver = Saver([save], 10, Interruption())
-    snapshot: Any = object()
-    saver.begin()
-    while clock.now < 200:
-        clock.now += 1
-        saver.after(lambda: [snapshot])
-    assert saved[0] == 10
-    assert all(later - earlier >= 2 * checkpoint.SHARE for earlier, later in itertools.pairwise(saved))
-    assert len(saved) == 5
-
-
-def test_zero_saves_at_every_evaluation_and_copies_nothing_between(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, saved = Clock(monkeypatch), list[Any]()
-    always, seldom = Saver([saved.append], 0, Interruption()), Saver([saved.append], 10, Interruption())
-    snapshot: Any = object()
-    always.begin()
-    seldom.begin()
-    for _ in range(3):
-        clock.now += 1
-        always.after(lambda: [snapshot])
-        seldom.after(lambda: pytest.fail("copied for nothing"))
-    assert len(saved) == 3
-
-
-def test_a_signal_is_heard_at_the_next_evaluation_and_the_state_is_saved(
-    short: Callable[..., Planned], undisturbed: Callable[[str], dict[str, Any]], capfd: pytest.CaptureFixture[str]
+def test_status_shows_from_where_cut_runs_go_on(
+    cut_run: Callable[[str], Planned], short: Callable[..., Planned]
 ) -> None:
-    planned = short("method=adam")
-
-    def send(event: Event) -> None:
-        if event.step == 100:
-            os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted) as interrupted:
-        execute(planned.config, planned.overrides, send)
-    assert interrupted.value.status == 143
-    assert signal.getsignal(signal.SIGTERM) is before
-    assert "SIGTERM: the run ends at its next evaluation, saved" in capfd.readouterr().err
-    assert resumable_step(planned.config) == 100
-    execute(planned.config, planned.overrides, ignore)
-    assert outcome(planned) == undisturbed("adam")
-
-
-def test_a_second_ctrl_c_ends_at_once(short: Callable[..., Planned]) -> None:
-    planned = short("method=adam", SAVED)
-
-    def send(event: Event) -> None:
-        if event.step == 100:
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
-
-    with pytest.raises(Interrupted):
-        execute(planned.config, planned.overrides, send)
-    assert saved_steps(folder_of(planned.config)) == [50, 0]
-
-
-def test_a_signal_after_the_last_evaluation_costs_no_record(short: Callable[..., Planned]) -> None:
-    planned = short("method=adam", "checkpoint_every_s=1000")
-
-    def send(event: Event) -> None:
-        if event.step == 200:
-            # Heard once the loop is over.
-            checkpoint.Saver.after = lambda self, snapshots: None
-            signal.raise_signal(signal.SIGINT)
-
-    after = checkpoint.Saver.after
-    try:
-        with pytest.raises(Interrupted):
-            execute(planned.config, planned.overrides, send)
-    finally:
-        checkpoint.Saver.after = after
-    assert status_of(planned.config) is Status.DONE
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGUSR1", 138)])
-def test_a_process_that_is_told_to_end_saves_its_run_and_says_how_to_go_on(
-    name: str, status: int, tmp_path: Path
-) -> None:
-    long = ["protocol.evaluate_every=50", "protocol.max_steps=100000", "protocol.patience=100000"]
-    arguments = ["sweep=demo", "preset=demo", "method=sgd", "seeds=1", *long, f"paths.results={tmp_path}"]
-    command = [sys.executable, "-m", "experiments.reproduce", *arguments]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        while "step      0" not in process.stdout.readline():
-            assert process.poll() is None
-        process.send_signal(getattr(signal, name))
-        output, errors = process.communicate(timeout=60)
-    assert process.returncode == status, errors
-    (folder,) = tmp_path.iterdir()
-    (step,) = saved_steps(folder)
-    assert (
-        f"0 of 1 runs are finished and stay, and the next start goes on with {folder.name} from step {step:,}" in output
-    )
-    assert errors.splitlines() == ["", f"{name}: the run ends at its next evaluation, saved; Ctrl-C ends it at once"]
-    assert not (folder / "owner.lock").exists()
-
-
-def test_status_shows_from_where_cut_runs_go_on(short: Callable[..., Planned]) -> None:
-    planned = [cut_run(short), short("method=sgd")]
+    planned = [cut_run("adam"), short("method=sgd")]
     columns = [list(column.cells) for column in grid(planned).columns]
     assert columns[2:] == [["[cyan]1 cut at 100[/]"], ["[dim]1 missing[/]"]]

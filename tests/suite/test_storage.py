@@ -19,7 +19,7 @@ from experiments.reproduce import run_missing
 from experiments.runner import Status, execute, folder_of, status_of
 from experiments.storage import StorageError, append, write_whole
 from tests.kill import outcome
-from tests.suite.test_resume import SAVED, attempts, cut_run, ignore
+from tests.suite.test_resume import SAVED, attempts, ignore
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -137,9 +137,9 @@ def test_half_a_line_of_attempts_is_dropped(short: Callable[..., Planned]) -> No
 
 
 def test_a_disk_that_cannot_be_read_costs_no_checkpoint(
-    short: Callable[..., Planned], monkeypatch: pytest.MonkeyPatch
+    cut_run: Callable[[str], Planned], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned = cut_run(short, method="sgd")
+    planned = cut_run("adam")
 
     def broken(_: Path) -> Any:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
