@@ -74,7 +74,7 @@ check-latex: $(STAMP) ## compile the tables' LaTeX; needs a pdflatex
 $(GRAPHS): | $(STAMP)
 	@$(BIN)/python -m experiments.graphs
 
-status: $(STAMP) ## grid of cells: done, running, failed, missing [TABLE= PRESET= DATASET= MODEL= METHOD= SEEDS=]
+status: $(STAMP) ## grid of cells: done, running, cut, failed, missing [TABLE= PRESET= DATASET= MODEL= METHOD= SEEDS=]
 	@$(BIN)/python -m experiments.status $(SWEEP) $(SELECTION)
 
 plan: $(STAMP) ## what a table would take: runs to do, and the memory of each cell, before anything runs

@@ -174,6 +174,7 @@ class RunConfig:
     seed: int = MISSING
     retry_failed: bool = MISSING
     memory_gb: float | None = MISSING
+    checkpoint_every_s: float = MISSING
 
     @property
     def results_dir(self) -> Path:
@@ -213,6 +214,10 @@ def _validate(config: RunConfig) -> None:
     checks = [
         (config.seed >= 0, f"seed={config.seed} is negative"),
         (config.memory_gb is None or config.memory_gb > 0, f"memory_gb={config.memory_gb} is not positive"),
+        (
+            0 <= config.checkpoint_every_s < math.inf,
+            f"checkpoint_every_s={config.checkpoint_every_s} is not a number of seconds",
+        ),
         (protocol.batch_size > 0, f"protocol.batch_size={protocol.batch_size} is not positive"),
         (
             0 < protocol.validation_fraction < 1,

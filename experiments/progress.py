@@ -76,12 +76,12 @@ class RunProgress:
             self.line(f"  {detail}")
         self._events += 1
 
-    def end(self, *messages: str) -> None:
-        """The current runs ended; messages say how."""
+    def end(self, *messages: str, left: int = 0) -> None:
+        """The current runs ended; messages say how. So many of them are left for later."""
         if self._current is not None:
             self._bars.remove_task(self._current)
             self._current = None
-        self._bars.advance(self._overall, self._count)
+        self._bars.advance(self._overall, self._count - left)
         for message in messages:
             self.line(message)
 

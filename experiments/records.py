@@ -9,12 +9,13 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, get_args, get_type_hints
 
 from experiments.config import ProjectionConfig, RunConfig
+from experiments.storage import write_whole
 
 SCHEMA_VERSION = 1
 
@@ -79,9 +80,13 @@ class Clocks:
         compile_s: tracing and compilation of training and evaluation.
         train_s: blocked time of the training dispatches, data on the device.
         device_ms_per_step: the same per counted step.
-        end_to_end_ms_per_step: the whole loop but for compilation and evaluation, per counted step.
+        end_to_end_ms_per_step: the whole loop, checkpoints included, but for compilation and evaluation, per counted
+            step.
         published_ms_per_step: one dispatch per batch, batches from host memory, per counted step; median of a probe.
         evaluation_s: all evaluations.
+        checkpoint_s: all checkpoints; None where a record is older than they are.
+        attempts: how often the run was started or resumed until it was finished; all clocks are sums over them, without
+            what a cut attempt did after its last checkpoint. None as above.
     """
 
     compile_s: float
@@ -90,6 +95,8 @@ class Clocks:
     end_to_end_ms_per_step: float
     published_ms_per_step: float
     evaluation_s: float
+    checkpoint_s: float | None = None
+    attempts: int | None = None
 
 
 @dataclass(frozen=True)
@@ -162,6 +169,11 @@ def run_id(config: RunConfig) -> str:
     return "-".join([*parts, f"s{config.seed}", digest])
 
 
+def saved_steps(folder: Path) -> list[int]:
+    """The steps of a run folder's checkpoints, newest first."""
+    return sorted((int(path.name) for path in folder.glob("checkpoint/*") if path.name.isdecimal()), reverse=True)
+
+
 def validate(record: Record) -> None:
     """Check types and ranges of a record before it is written.
 
@@ -198,9 +210,9 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if kind in (str, bool):
         return isinstance(value, kind)
-    if kind in (str | None, float | None):
-        return value is None or _fits(value, str if kind == str | None else float)
-    if kind == Clocks | None:
+    if isinstance(kind, UnionType):
+        return any(_fits(value, each) for each in get_args(kind))
+    if kind is type(None):
         return value is None
     if kind == dict[str, Any]:
         return isinstance(value, dict)
@@ -208,14 +220,12 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that the file is there complete or not at all."""
-    scratch = path.with_name(f".{path.name}.part")
-    with scratch.open("w") as file:
-        json.dump(content, file, indent=2, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
+    """Write JSON so that the file is there complete or not at all.
+
+    Raises:
+        StorageError: it could not be written; an older one is as it was.
+    """
+    write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def write_record(folder: Path, record: Record) -> None:

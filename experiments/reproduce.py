@@ -8,11 +8,17 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 
 from experiments.cells import Planned, parse
 from experiments.config import ROOT, UsageError
+from experiments.progress import RunProgress, describe_record
+from experiments.records import run_id
+from experiments.runner import RunBusy, Status, execute_together, refusals, resumable_step, status_of
 
+LOOK_SECONDS = 1.0
+"""Between two looks at the runs that other processes work on."""
 NAMED = 3
 """How many of the runs that one error stops are named."""
 
@@ -26,12 +32,13 @@ def main() -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         finished = sum(_is_done(run) for run in planned)
         print(
-            f"\ninterrupted: {finished} of {len(planned)} runs are finished and stay. To continue, repeat the command."
+            f"\ninterrupted: {finished} of {len(planned)} runs are finished and stay{_saved(planned)}. "
+            "To continue, repeat the command."
         )
-        return 130
+        return getattr(error, "status", 130)
     shown = _print_results(planned)
     _print_errors(errors, len(planned))
     if any(isinstance(error, UsageError) for error in errors.values()):
@@ -40,41 +47,70 @@ def main() -> int:
 
 
 def _is_done(run: Planned) -> bool:
-    from experiments.runner import Status, status_of
+    return _status(run) is Status.DONE
 
-    return status_of(run.config) is Status.DONE
+
+def _status(run: Planned) -> Status:
+    return status_of(run.config)
+
+
+def _saved(planned: Sequence[Planned]) -> str:
+    """Which runs will go on, in words."""
+    cut = [run.config for run in planned if _status(run) is Status.CUT]
+    named = [f"{run_id(config)} from step {resumable_step(config):,}" for config in cut[:NAMED]]
+    more = f" and {len(cut) - NAMED} more" if len(cut) > NAMED else ""
+    return f", and the next start goes on with {', '.join(named)}{more}" if cut else ""
 
 
 def run_missing(planned: Sequence[Planned]) -> dict[str, Exception]:
-    """Do the runs without a record; returns those that did not finish, by name, and why. No run stops another."""
+    """Do the runs without a record; returns those that did not finish, by name, and why. No run stops another.
+
+    A run that another process works on is left to it, and looked at again at the end: until it is finished, or is to do
+    because the other process gave it up.
+    """
     unfinished = [run for run in planned if not _is_done(run)]
     finished = f"{len(planned) - len(unfinished)} of {len(planned)} runs are finished"
     if not unfinished:
         print(f"{finished}: nothing to do.")
         return {}
-    # Imported late: a repeated command that has nothing to do needs neither.
-    from experiments.progress import RunProgress, describe_record
-    from experiments.records import run_id
-    from experiments.runner import execute_together, refusals
-
     errors: dict[str, Exception] = {**refusals([run.config for run in unfinished])}
     ready = [run for run in unfinished if run_id(run.config) not in errors]
     refused = f", {len(errors)} cannot be done as asked (why: see the end)" if errors else ""
     print(f"{finished}, {len(ready)} to run{refused}.", flush=True)
     with RunProgress(len(ready)) as progress:
-        for group in _groups(ready):
-            progress.start(group[0].config, len(group))
-            runs = [(run.config, run.overrides) for run in group]
-            outcomes = execute_together(runs, lambda _, event: progress.event(event))
-            messages = []
-            for run, outcome in zip(group, outcomes, strict=True):
-                if isinstance(outcome, Exception):
-                    errors[run_id(run.config)] = outcome
-                    messages.append(f"not finished: {outcome}")
-                else:
-                    messages.append("finished by another process" if outcome is None else describe_record(outcome))
-            progress.end(*messages)
+        errors |= _run(ready, progress)
+        while busy := [run for run in ready if _is_busy(run, errors)]:
+            progress.line(f"{len(busy)} runs are left to the processes that work on them: waiting (Ctrl-C: no longer)")
+            while not (free := [run for run in busy if _status(run) is not Status.RUNNING]):
+                time.sleep(LOOK_SECONDS)
+            for run in free:
+                del errors[run_id(run.config)]
+            errors |= _run(free, progress)
     return errors
+
+
+def _run(runs: Sequence[Planned], progress: RunProgress) -> dict[str, Exception]:
+    errors: dict[str, Exception] = {}
+    for group in _groups(runs):
+        progress.start(group[0].config, len(group))
+        outcomes = execute_together(
+            [(run.config, run.overrides) for run in group], lambda _, event: progress.event(event)
+        )
+        messages = []
+        for run, outcome in zip(group, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                errors[run_id(run.config)] = outcome
+                messages.append(f"not finished: {outcome}")
+            else:
+                messages.append("finished by another process" if outcome is None else describe_record(outcome))
+        progress.end(*messages, left=sum(_is_busy(run, errors) for run in group))
+    return errors
+
+
+def _is_busy(run: Planned, errors: Mapping[str, Exception]) -> bool:
+    """Whether to come back to a run. One whose owner seems dead is for a person to decide about."""
+    error = errors.get(run_id(run.config))
+    return isinstance(error, RunBusy) and not error.silent
 
 
 def _groups(runs: Sequence[Planned]) -> list[list[Planned]]:

@@ -24,6 +24,7 @@ def _run(cfg: DictConfig) -> None:
     from experiments.progress import RunProgress, describe_record
     from experiments.records import run_id
     from experiments.runner import RunBusy, RunFailed, execute
+    from experiments.storage import StorageError
 
     try:
         config = to_run_config(cfg)
@@ -31,13 +32,16 @@ def _run(cfg: DictConfig) -> None:
             progress.start(config)
             record = execute(config, HydraConfig.get().overrides.task, progress.event)
             progress.end(f"{run_id(config)} is finished: nothing to do" if record is None else describe_record(record))
-    except (UsageError, RunBusy, RunFailed) as error:
+    except (UsageError, RunBusy, RunFailed, StorageError) as error:
         # Hydra would end a sweep with the first error's traceback; ours names every one.
         _errors.append(error)
 
 
 def main() -> int:
-    """Command line; returns 0 if every run is finished, 1 if one failed, 2 for a wrong request, 130 for Ctrl-C."""
+    """Command line; returns 0 if every run is finished, 1 if one failed, 2 for a wrong request, 130 for Ctrl-C.
+
+    Another signal that ends a run is 128 and its number: 143 for SIGTERM, 138 for SIGUSR1.
+    """
     register_schemas()
     # Hydra then raises its errors, where it would otherwise print them and exit with 1 itself.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -54,9 +58,9 @@ def main() -> int:
         _errors.append(UsageError(explain(error)))
     except UsageError as error:
         _errors.append(error)
-    except KeyboardInterrupt:
-        print("interrupted; the same command starts this run again and skips finished ones", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print("interrupted; the same command goes on from the last checkpoint and skips finished runs", file=sys.stderr)
+        return getattr(error, "status", 130)
     # The runs of a sweep often share what is wrong with them.
     for message in dict.fromkeys(map(str, _errors)):
         print(f"error: {message}", file=sys.stderr)

@@ -1,34 +1,23 @@
-"""A run as a folder: who owns it, whether it is finished, what is left when it fails."""
+"""Runs as folders: what the folder of a run says, and doing runs: begun, gone on with, finished, failed, refused."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
-import shlex
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import yaml
-from filelock import FileLock, Timeout
+from experiments.config import RunConfig, UsageError
+from experiments.folder import RunFailed, RunFolder, earlier_failure
+from experiments.interruption import Interruption, interruptible
+from experiments.ownership import RunBusy, is_owned, owned
+from experiments.records import Event, Record, run_id, saved_steps
+from experiments.storage import StorageError, writing
 
-from experiments.config import ROOT, RunConfig, UsageError
-from experiments.records import (
-    SCHEMA_VERSION,
-    DataInfo,
-    Event,
-    Record,
-    cell_of,
-    run_id,
-    scientific_config,
-    write_json,
-    write_record,
-)
+if TYPE_CHECKING:
+    from experiments.checkpoint import Snapshot
 
 
 class Status(Enum):
@@ -36,20 +25,9 @@ class Status(Enum):
 
     DONE = "done"
     RUNNING = "running"
+    CUT = "cut"
     FAILED = "failed"
     MISSING = "missing"
-
-
-OWNER_SECONDS = 1.0
-"""How long a run waits for its lock."""
-
-
-class RunFailed(Exception):
-    """A run ended by an error, which its `FAILED.json` describes."""
-
-
-class RunBusy(Exception):
-    """Another process works on the run."""
 
 
 def folder_of(config: RunConfig) -> Path:
@@ -58,18 +36,15 @@ def folder_of(config: RunConfig) -> Path:
 
 
 def status_of(config: RunConfig) -> Status:
-    """Whether a run is finished, being worked on, failed, or yet to do (never started, or cut)."""
+    """Whether a run is finished, being worked on, failed, cut, or missing: not started, or cut before it was saved."""
     folder = folder_of(config)
-    if (folder / "record.json").exists():
-        return Status.DONE
-    if folder.exists() and _is_locked(folder):
-        return Status.RUNNING
-    return Status.FAILED if (folder / "FAILED.json").exists() else Status.MISSING
+    settled = _settled(folder)
+    return Status.RUNNING if settled is not Status.DONE and folder.exists() and is_owned(folder) else settled
 
 
-def relative(path: Path) -> str:
-    """A path as people and files should see it: from the repository's root where it lies in there."""
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+def resumable_step(config: RunConfig) -> int | None:
+    """The step from which a cut run would go on; None if it would start from the beginning."""
+    return next(iter(saved_steps(folder_of(config))), None)
 
 
 def refusals(configs: Sequence[RunConfig]) -> dict[str, UsageError]:
@@ -116,6 +91,8 @@ def execute(config: RunConfig, overrides: Sequence[str], on_event: Callable[[Eve
             does not fit in memory; the run leaves no trace.
         RunFailed: the run failed now, or did before and `retry_failed` is not set.
         RunBusy: another process has the run.
+        StorageError: its files could not be written; it goes on from its last checkpoint another time.
+        Interrupted: a signal asked to end, and the run is saved.
     """
     (outcome,) = execute_together([(config, overrides)], lambda _, event: on_event(event))
     if isinstance(outcome, Exception):
@@ -128,57 +105,126 @@ def execute_together(
 ) -> list[Record | Exception | None]:
     """Do runs that differ by their seeds alone as one program; see `execute` for what becomes of each.
 
-    One that `execute` would refuse, or that diverges, stops no other; what else goes wrong in training is all's.
+    One that `execute` would refuse, or that diverges, stops no other; what else goes wrong in training is all's. Runs
+    that were cut go on together from the last evaluation at which all of them were saved. If there is none, because
+    some are new for example, those that were saved at the same step go on as a program of their own.
     """
-    outcomes: list[Record | Exception | None] = [None] * len(runs)
-    with ExitStack() as stack:
-        folders: dict[int, _Folder] = {}
+    outcomes: dict[int, Record | Exception] = {}
+    with ExitStack() as stack, interruptible() as interruption:
+        folders: dict[int, RunFolder] = {}
         from experiments.data import load
 
         load_data = functools.cache(lambda: load(runs[0][0].dataset, runs[0][0].data_dir))
         for i, (config, overrides) in enumerate(runs):
             try:
                 folder = _owned(config, overrides, load_data, stack)
-            except (UsageError, RunFailed, RunBusy) as error:
+            except (UsageError, RunFailed, RunBusy, StorageError) as error:
                 outcomes[i] = error
             else:
                 if folder:
                     folders[i] = folder
-        if not folders:
-            return outcomes
-        # JAX is imported late, so that skipping finished runs is quick.
-        from experiments.training import Diverged, train_seeds
+        for program in _programs(folders, outcomes):
+            outcomes |= _train({i: folders[i] for i in program}, program, on_event, interruption)
+            # A signal that came too late for the loop to see.
+            interruption.deferred = False
+            interruption.check()
+    return [outcomes.get(i) for i in range(len(runs))]
 
-        by_name = {folder.path.name: folder for folder in folders.values()}
 
-        def note(config: RunConfig, event: Event) -> None:
-            by_name[run_id(config)].note(event)
-            on_event(config, event)
-
+def _programs(
+    folders: Mapping[int, RunFolder], outcomes: dict[int, Record | Exception]
+) -> list[dict[int, Snapshot | None]]:
+    """Which runs become one program, and where each begins. One that cannot be read has its outcome already."""
+    saved: dict[int, dict[int, Snapshot]] = {}
+    for i, folder in folders.items():
         try:
-            data = next(iter(folders.values())).data
-            trained = train_seeds([folder.config for folder in folders.values()], data, note)
-        except UsageError as error:
-            for i, folder in folders.items():
-                folder.withdraw()
-                outcomes[i] = error
-            return outcomes
+            saved[i] = folder.checkpoints()
+        except StorageError as error:
+            outcomes[i] = error
+    common = set.intersection(*(set(each) for each in saved.values())) if saved else set()
+    if common:
+        step = max(common)
+        return [{i: each[step] for i, each in saved.items()}]
+    by_step: dict[int | None, dict[int, Snapshot | None]] = {}
+    for i, each in saved.items():
+        step = max(each, default=None)
+        by_step.setdefault(step, {})[i] = None if step is None else each[step]
+    if len(by_step) > 1:
+        parts = ", ".join(f"{len(part)} from step {step or 0}" for step, part in by_step.items())
+        print(f"these seeds were not cut together and become {len(by_step)} programs: {parts}", flush=True)
+    return list(by_step.values())
+
+
+def _train(
+    folders: Mapping[int, RunFolder],
+    snapshots: Mapping[int, Snapshot | None],
+    on_event: Callable[[RunConfig, Event], None],
+    interruption: Interruption,
+) -> dict[int, Record | Exception]:
+    """Do runs as one program."""
+    # JAX is imported late, so that skipping finished runs is quick.
+    from experiments.checkpoint import Damaged, Saver
+    from experiments.training import Diverged, train_seeds
+
+    outcomes: dict[int, Record | Exception] = {}
+    begun: dict[int, RunFolder] = {}
+    for i, folder in folders.items():
+        try:
+            folder.begin(snapshots[i])
+        except StorageError as error:
+            outcomes[i] = error
+        else:
+            begun[i] = folder
+    if not begun:
+        return outcomes
+    by_name = {folder.path.name: folder for folder in begun.values()}
+
+    def note(config: RunConfig, event: Event) -> None:
+        by_name[run_id(config)].note(event)
+        on_event(config, event)
+
+    first = next(iter(begun.values()))
+    saver = Saver([folder.save for folder in begun.values()], first.config.checkpoint_every_s, interruption)
+    resumed = [snapshot for i in begun if (snapshot := snapshots[i])]
+    try:
+        trained = train_seeds([folder.config for folder in begun.values()], first.data, note, resumed, saver)
+    except Damaged as error:
+        for snapshot, folder in zip(resumed, begun.values(), strict=True):
+            folder.distrust(snapshot.step, error)
+        for program in _programs(begun, outcomes):
+            outcomes |= _train({i: begun[i] for i in program}, program, on_event, interruption)
+        return outcomes
+    except UsageError as error:
+        for folder in begun.values():
+            folder.withdraw()
+        return outcomes | dict.fromkeys(begun, error)
+    except (StorageError, RunBusy) as error:
+        for folder in begun.values():
+            folder.ended("not written" if isinstance(error, StorageError) else "lost")
+        return outcomes | dict.fromkeys(begun, error)
+    except Exception as error:
+        return outcomes | {i: folder.failed(error) for i, folder in begun.items()}
+    except KeyboardInterrupt:
+        for folder in begun.values():
+            folder.ended("interrupted")
+        raise
+    for (i, folder), outcome in zip(begun.items(), trained, strict=True):
+        try:
+            outcomes[i] = folder.failed(outcome) if isinstance(outcome, Diverged) else folder.finished(outcome)
+        except (StorageError, RunBusy) as error:
+            folder.ended("not written" if isinstance(error, StorageError) else "lost")
+            outcomes[i] = error
         except Exception as error:
-            return [folders[i].failed(error) if i in folders else outcome for i, outcome in enumerate(outcomes)]
-        for (i, folder), outcome in zip(folders.items(), trained, strict=True):
-            try:
-                outcomes[i] = folder.failed(outcome) if isinstance(outcome, Diverged) else folder.finished(outcome)
-            except Exception as error:
-                outcomes[i] = folder.failed(error)
+            outcomes[i] = folder.failed(error)
     return outcomes
 
 
 def _owned(
     config: RunConfig, overrides: Sequence[str], load_data: Callable[[], Any], stack: ExitStack
-) -> _Folder | None:
+) -> RunFolder | None:
     """The run's folder, locked until the stack closes; None if the run is finished."""
     path = folder_of(config)
-    if status_of(config) is Status.DONE:
+    if _settled(path) is Status.DONE:
         return None
     # What cannot be done as asked is found before anything compiles, and is no failure of the run. Imported late,
     # because the methods bring JAX.
@@ -191,131 +237,24 @@ def _owned(
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"paths.results={config.paths.results} cannot hold a run: {error}") from error
-    try:
-        with ExitStack() as own:
-            # A process that asks for the status holds the lock for a moment, and is no owner to give way to.
-            own.enter_context(FileLock(path / "run.lock", timeout=OWNER_SECONDS))
-            # Another process may have ended the run between the first look and the lock.
-            status = _settled(path)
-            if status is Status.DONE:
-                return None
-            if status is Status.FAILED and not config.retry_failed:
-                raise RunFailed(_earlier_failure(path))
-            folder = _Folder(path, config, data, overrides, own)
-            stack.push(own.pop_all())
-            return folder
-    except Timeout as error:
-        raise RunBusy(f"{path.name} is being worked on by another process") from error
+    with ExitStack() as own:
+        with writing(path / "run.lock"):
+            owner = own.enter_context(owned(path))
+        # Another process may have ended the run between the first look and the lock.
+        status = _settled(path)
+        if status is Status.DONE:
+            return None
+        if status is Status.FAILED and not config.retry_failed:
+            raise RunFailed(earlier_failure(path))
+        folder = RunFolder(path, config, data, overrides, owner)
+        stack.push(own.pop_all())
+        return folder
 
 
 def _settled(folder: Path) -> Status:
+    """The status of a run on which nobody works."""
     if (folder / "record.json").exists():
         return Status.DONE
-    return Status.FAILED if (folder / "FAILED.json").exists() else Status.MISSING
-
-
-def _is_locked(folder: Path) -> bool:
-    lock = folder / "run.lock"
-    if not lock.exists():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except Timeout:
-        return True
-
-
-def _earlier_failure(folder: Path) -> str:
-    failure = json.loads((folder / "FAILED.json").read_text())
-    return (
-        f"{folder.name} failed earlier at step {failure['step']} ({failure['type']}: {failure['message']}); "
-        "to try it again add retry_failed=true"
-    )
-
-
-class _Folder:
-    """The folder of a run that has begun. A cut run starts over: its events so far are dropped."""
-
-    def __init__(self, path: Path, config: RunConfig, data: Any, overrides: Sequence[str], stack: ExitStack) -> None:
-        from experiments.environment import describe
-
-        self.path, self.config, self.data = path, config, data
-        self._started, self._environment, self._step = _now(), describe(), 0
-        failure = path / "FAILED.json"
-        self._earlier = failure.read_text() if failure.exists() else None
-        failure.unlink(missing_ok=True)
-        (path / "config.yaml").write_text(yaml.safe_dump(scientific_config(config), sort_keys=False))
-        write_json(path / "environment.json", self._environment)
-        _write_command(path / "command.sh", overrides)
-        self._events = stack.enter_context((path / "events.jsonl").open("w"))
-
-    def note(self, event: Event) -> None:
-        """Append an event."""
-        self._step = event.step
-        self._events.write(json.dumps(dataclasses.asdict(event), allow_nan=False) + "\n")
-        self._events.flush()
-
-    def withdraw(self) -> None:
-        """Leave no trace, or an earlier failure: the run could not begin."""
-        if self._earlier is not None:
-            (self.path / "FAILED.json").write_text(self._earlier)
-            return
-        for name in ("config.yaml", "environment.json", "command.sh", "events.jsonl"):
-            (self.path / name).unlink()
-
-    def finished(self, outcome: Any) -> Record:
-        """Write the record."""
-        data = self.data
-        record = Record(
-            schema_version=SCHEMA_VERSION,
-            run_id=self.path.name,
-            cell=cell_of(self.config),
-            seed=self.config.seed,
-            preset=self.config.preset.name,
-            config=scientific_config(self.config),
-            metrics=outcome.metrics,
-            clocks=outcome.clocks,
-            parameters=outcome.parameters,
-            data=DataInfo(data.name, outcome.n_train, outcome.n_validation, outcome.n_test, data.sha256, data.subset),
-            started=self._started,
-            finished=_now(),
-            environment=self._environment,
-        )
-        write_record(self.path, record)
-        return record
-
-    def failed(self, error: Exception) -> RunFailed:
-        """Write what went wrong."""
-        step = getattr(error, "step", self._step)
-        write_json(self.path / "FAILED.json", _failure(error, step))
-        found = f"{self.path.name} failed at step {step}: {type(error).__name__}: {error}"
-        failure = RunFailed(f"{found} ({relative(self.path / 'FAILED.json')})")
-        failure.__cause__ = error
-        return failure
-
-
-def _failure(error: Exception, step: int) -> dict[str, Any]:
-    text = "".join(traceback.format_exception(error))
-    return {
-        "type": type(error).__name__,
-        "message": str(error),
-        "step": step,
-        "time": _now(),
-        "traceback": text.replace(f"{ROOT}/", ""),
-    }
-
-
-def _write_command(path: Path, overrides: Sequence[str]) -> None:
-    """The command that does this run, without the folders of the machine it ran on."""
-    kept = [
-        override
-        for override in overrides
-        if not override.startswith(("paths.", "retry_failed", "memory_gb", "hydra.", "+sweep"))
-    ]
-    command = shlex.join(["python", "-m", "experiments.run", *kept])
-    path.write_text(f"#!/bin/sh\n# From the repository's root, in the environment of `make setup`.\n{command}\n")
-    path.chmod(0o755)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    if (folder / "FAILED.json").exists():
+        return Status.FAILED
+    return Status.CUT if saved_steps(folder) else Status.MISSING

@@ -1,4 +1,4 @@
-"""The grid of a sweep's cells: which runs are done, running, failed or missing. Behind `make status`."""
+"""The grid of a sweep's cells: which runs are done, running, cut, failed or missing. Behind `make status`."""
 
 from __future__ import annotations
 
@@ -10,29 +10,42 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.cells import Planned, parse
-from experiments.config import UsageError
-from experiments.runner import Status, status_of
+from experiments.config import RunConfig, UsageError
+from experiments.runner import Status, resumable_step, status_of
 
-COLOURS = {Status.DONE: "green", Status.RUNNING: "yellow", Status.FAILED: "red", Status.MISSING: "dim"}
+COLOURS = {
+    Status.DONE: "green",
+    Status.RUNNING: "yellow",
+    Status.CUT: "cyan",
+    Status.FAILED: "red",
+    Status.MISSING: "dim",
+}
 WIDE = 200
 """Columns where there is no terminal."""
 
 
 def grid(planned: list[Planned]) -> Table:
-    """One row per data set and model, one column per method; a cell counts its runs by status."""
+    """One row per data set and model, one column per method; a cell counts its runs by status.
+
+    Of cut runs it says from which steps they would go on.
+    """
     methods = list(dict.fromkeys(run.config.method.name for run in planned))
-    rows: dict[tuple[str, str], dict[str, Counter[Status]]] = {}
+    rows: dict[tuple[str, str], dict[str, list[RunConfig]]] = {}
     for run in planned:
         row = rows.setdefault((run.config.dataset.name, run.config.model.name), {})
-        row.setdefault(run.config.method.name, Counter())[status_of(run.config)] += 1
+        row.setdefault(run.config.method.name, []).append(run.config)
     table = Table("data set", "model", *methods, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for names, row in rows.items():
         table.add_row(*names, *(_cell(row[method]) for method in methods))
     return table
 
 
-def _cell(counts: Counter[Status]) -> str:
-    return "\n".join(f"[{COLOURS[s]}]{counts[s]} {s.value}[/]" for s in Status if counts[s])
+def _cell(configs: list[RunConfig]) -> str:
+    statuses = [status_of(config) for config in configs]
+    steps = [resumable_step(config) for config, status in zip(configs, statuses, strict=True) if status is Status.CUT]
+    where = {Status.CUT: " at " + ", ".join(f"{step:,}" for step in steps if step is not None)}
+    counts = Counter(statuses)
+    return "\n".join(f"[{COLOURS[s]}]{counts[s]} {s.value}{where.get(s, '')}[/]" for s in Status if counts[s])
 
 
 def main() -> int:

@@ -18,6 +18,7 @@ from jax import lax
 from jax.stages import Compiled
 from numpy.typing import NDArray
 
+from experiments.checkpoint import Keeper, Snapshot
 from experiments.compiled import Apply, TrainState, initial_state, make_chunk, make_evaluation
 from experiments.config import ProtocolConfig, RunConfig, UsageError
 from experiments.data import Dataset
@@ -85,26 +86,31 @@ def check(config: RunConfig, data: Dataset) -> None:
     _validation_size(data, config.protocol)
 
 
-def train(config: RunConfig, data: Dataset, on_event: Callable[[Event], None]) -> Trained:
+def train(config: RunConfig, data: Dataset, on_event: Callable[[Event], None], keeper: Keeper | None = None) -> Trained:
     """Do one run.
 
     Args:
         config: the run.
         data: the data set it names.
         on_event: called after each evaluation, the first of them before any step.
+        keeper: told of each evaluation, to save the state.
 
     Raises:
         UsageError: what `check` refuses, or a batch that does not fit in memory.
         Diverged: the parameters or a loss became infinite or NaN.
     """
-    (outcome,) = train_seeds([config], data, lambda _, event: on_event(event))
+    (outcome,) = train_seeds([config], data, lambda _, event: on_event(event), keeper=keeper)
     if isinstance(outcome, Diverged):
         raise outcome
     return outcome
 
 
 def train_seeds(
-    configs: Sequence[RunConfig], data: Dataset, on_event: Callable[[RunConfig, Event], None]
+    configs: Sequence[RunConfig],
+    data: Dataset,
+    on_event: Callable[[RunConfig, Event], None],
+    resumed: Sequence[Snapshot] = (),
+    keeper: Keeper | None = None,
 ) -> list[Trained | Diverged]:
     """Do runs that differ by their seeds alone, several of them as one batched program.
 
@@ -115,12 +121,19 @@ def train_seeds(
         configs: the runs.
         data: the data set they name.
         on_event: called after each evaluation of each run.
+        resumed: each run at the evaluation from which to go on, all at the same step; empty to begin.
+        keeper: told of each evaluation, to save the states.
+
+    Raises:
+        Damaged: a snapshot does not fit the runs.
     """
     config, protocol = configs[0], configs[0].protocol
     method = build_method(config.method, config.engine)
     data = _arranged(config, data)
     runs = _Runs(configs, build_model(config), method, data)
-    runs.loop(on_event)
+    if resumed:
+        runs.restore(resumed)
+    runs.loop(on_event, keeper)
     if all(one.diverged for one in runs.each):
         return [one.diverged for one in runs.each if one.diverged]
 
@@ -142,11 +155,11 @@ def train_seeds(
             best_step=patience.best_step,
             steps_run=steps,
             steps_to_99=near.step,
-            time_to_99_s=near.train_s,
+            time_to_99_s=near.train_s if runs.timed else None,
             stopped_by="patience" if patience.exhausted else "max_steps",
         )
         clocks = None
-        if not runs.together:
+        if runs.timed:
             kept = np.asarray(runs.data.rows)
             host = data.train_x[kept], data.train_y[kept]
             clocks = Clocks(
@@ -158,6 +171,7 @@ def train_seeds(
                     runs.apply, method, one.best, host, protocol.batch_size, steps // method.steps_per_update
                 ),
                 evaluation_s=runs.evaluation_s,
+                checkpoint_s=runs.checkpoint_s,
             )
         parameters = sum(leaf.size for leaf in jax.tree.leaves(one.best))
         sizes = (split.rows.shape[-1] for split in (runs.data, runs.validation, test))
@@ -217,8 +231,11 @@ class _Runs:
     def __init__(self, configs: Sequence[RunConfig], model: nn.Module, method: Method, data: Dataset) -> None:
         self.configs, self.method, self.protocol = configs, method, configs[0].protocol
         self.together = len(configs) > 1
+        self.timed = not self.together
+        """Whether the clocks are a run's own: none that it shared with others, now or in an earlier attempt."""
         self.apply: Apply = model.apply  # type: ignore[assignment]
-        self.compile_s = self.train_s = self.evaluation_s = self.end_to_end_s = 0.0
+        self.compile_s = self.train_s = self.evaluation_s = self.checkpoint_s = self.end_to_end_s = 0.0
+        self._step, self._wall_s, self._resumed = 0, 0.0, False
         n, n_validation = len(data.train_y), _validation_size(data, self.protocol)
         if data.split == "last":  # a text goes on where its training part ends
             orders = [np.roll(np.arange(n), n_validation)] * len(configs)
@@ -269,14 +286,64 @@ class _Runs:
     def _by_run(self, numbers: jax.Array) -> list[Any]:
         return np.atleast_1d(np.asarray(numbers)).tolist()
 
-    def loop(self, on_event: Callable[[RunConfig, Event], None]) -> None:
+    def restore(self, snapshots: Sequence[Snapshot]) -> None:
+        """Be where the runs were, clocks included.
+
+        Raises:
+            Damaged: a snapshot does not fit the run.
+        """
+        fitted = [each.fitted(self._state_of(i), self.each[i].best) for i, each in enumerate(snapshots)]
+        states = [each.state._replace(update=()) for each in fitted]
+        self._state = self.stack(states)._replace(update=jax.device_put(fitted[0].state.update))
+        self.each = [
+            _One(each.patience, each.best, list(each.events), Diverged(*each.diverged) if each.diverged else None)
+            for each in fitted
+        ]
+        self.timed &= all(event.train_s is not None for event in self.each[0].events)
+        clocks = fitted[0].clocks
+        self.compile_s, self.train_s = clocks["compile_s"], clocks["train_s"]
+        self.evaluation_s, self.checkpoint_s = clocks["evaluation_s"], clocks["checkpoint_s"]
+        self._step, self._wall_s, self._resumed = fitted[0].step, clocks["wall_s"], True
+
+    def _snapshots(self, step: int, start: float) -> list[Snapshot]:
+        clocks = {"compile_s": self.compile_s, "train_s": self.train_s, "evaluation_s": self.evaluation_s}
+        clocks |= {"checkpoint_s": self.checkpoint_s, "wall_s": time.perf_counter() - start}
+        return [
+            Snapshot(
+                step=step,
+                state=self._state_of(i),
+                best=one.best,
+                patience=one.patience,
+                events=one.events,
+                clocks=clocks,
+                diverged=(str(one.diverged), one.diverged.step) if one.diverged else None,
+            )
+            for i, one in enumerate(self.each)
+        ]
+
+    def _state_of(self, i: int) -> TrainState:
+        """A run's part of the state, on the host."""
+        own = self._of(self._state._replace(update=()), i)
+        return own._replace(update=np.array(self._state.update, copy=True))
+
+    def _keep(self, step: int, start: float, keeper: Keeper | None) -> None:
+        # What has diverged for good is not worth a checkpoint.
+        if keeper and not all(one.diverged for one in self.each):
+            before = time.perf_counter()
+            keeper.after(lambda: self._snapshots(step, start))
+            self.checkpoint_s += time.perf_counter() - before
+
+    def loop(self, on_event: Callable[[RunConfig, Event], None], keeper: Keeper | None = None) -> None:
         """Train until patience or steps of every run end."""
         protocol = self.protocol
         chunk = self._fitting_chunk()
         self._compiled_evaluation(self.validation)
-        start = time.perf_counter()
-        self._observe(0, 0, [None] * len(self.each), start, on_event)
-        step = 0
+        if keeper:
+            keeper.begin()
+        start, step = time.perf_counter() - self._wall_s, self._step
+        if not self._resumed:
+            self._observe(0, 0, [None] * len(self.each), start, on_event)
+            self._keep(0, start, keeper)
         while any(one.goes_on for one in self.each) and step < protocol.max_steps:
             before = time.perf_counter()
             self._state, report = jax.block_until_ready(chunk(self._state, *self.data, self.keys))
@@ -289,6 +356,7 @@ class _Runs:
                     with one.divergence():
                         self._check(step, losses[i], finite[i], first_bad[i])
             self._observe(step, step // self.method.steps_per_update, losses, start, on_event)
+            self._keep(step, start, keeper)
         self.end_to_end_s = time.perf_counter() - start - self.evaluation_s
 
     def evaluate(self, params: Any, split: Split) -> tuple[list[float], list[float]]:
@@ -363,7 +431,7 @@ class _Runs:
                     raise Diverged(f"the validation loss is not finite at step {step}", step)
                 if one.patience.observe(step, accuracies[i]):
                     one.best = self._of(self._state.params, i)
-                train_s = None if self.together else self.train_s
+                train_s = self.train_s if self.timed else None
                 one.events.append(Event(step, update, losses[i], accuracies[i], validation_losses[i], train_s, wall))
                 on_event(config, one.events[-1])
 

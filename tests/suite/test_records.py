@@ -45,7 +45,14 @@ def test_a_method_is_named_by_its_own_options_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["paths.results=elsewhere", "paths.data=elsewhere", "retry_failed=true", "preset.name=other"]
+    "override",
+    [
+        "paths.results=elsewhere",
+        "paths.data=elsewhere",
+        "retry_failed=true",
+        "preset.name=other",
+        "checkpoint_every_s=0",
+    ],
 )
 def test_what_changes_no_number_changes_no_name(override: str) -> None:
     assert run_id(compose_run(["method=dr", override])) == run_id(compose_run(["method=dr"]))

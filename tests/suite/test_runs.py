@@ -57,6 +57,7 @@ def test_a_run_leaves_a_whole_folder(finished: Planned) -> None:
     folder = folder_of(finished.config)
     assert status_of(finished.config) is Status.DONE
     names = {"config.yaml", "events.jsonl", "record.json", "command.sh", "environment.json", "run.lock"}
+    names.add("attempts.jsonl")
     assert {path.name for path in folder.iterdir()} == names
     record = json.loads((folder / "record.json").read_text())
     assert record["config"] == scientific_config(finished.config)
@@ -101,26 +102,6 @@ def test_the_command_of_a_run_is_that_run(finished: Planned) -> None:
     arguments = [*command[1:], f"paths.results={folder.parent}"]
     again = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
     assert f"{folder.name} is finished: nothing to do" in again.stdout
-
-
-@pytest.mark.parametrize("finished", ["adam"], indirect=True)
-def test_a_cut_run_starts_over_and_gives_the_same_numbers(finished: Planned, short: Callable[..., Planned]) -> None:
-    def cut(event: Event) -> None:
-        if event.step == 100:
-            raise KeyboardInterrupt
-
-    planned = short("method=adam")
-    with pytest.raises(KeyboardInterrupt):
-        execute(planned.config, planned.overrides, cut)
-    assert status_of(planned.config) is Status.MISSING
-    execute(planned.config, planned.overrides, ignore)
-    assert status_of(planned.config) is Status.DONE
-    clocks = {"train_s", "wall_s"}
-    first, again = (
-        [{key: value for key, value in event.items() if key not in clocks} for event in read_events(folder_of(config))]
-        for config in (finished.config, planned.config)
-    )
-    assert first == again
 
 
 def test_infinite_parameters_stop_a_run_and_cost_no_other(
@@ -188,7 +169,7 @@ def test_a_loss_that_is_not_finite_stops_a_run_with_finite_parameters(
 def test_an_event_that_is_no_json_is_not_written(
     short: Callable[..., Planned], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def train_seeds(configs: list[RunConfig], data: Any, on_event: Callable[[RunConfig, Event], None]) -> None:
+    def train_seeds(configs: list[RunConfig], data: Any, on_event: Callable[[RunConfig, Event], None], *_: Any) -> None:
         on_event(configs[0], Event(0, 0, None, 0.5, float("nan"), 0.0, 0.0))
 
     monkeypatch.setattr(training, "train_seeds", train_seeds)

@@ -1,0 +1,78 @@
+"""Signals that ask a run to end: it ends at its next evaluation, with its state saved.
+
+SIGINT is Ctrl-C, SIGTERM what a shutdown or a cancelled job sends, SIGUSR1 what SLURM can send before its time limit.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the work; `status` is the exit status that says which."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.status = 128 + signum
+
+
+class Interruption:
+    """What was asked for so far. While `deferred`, a signal is only noted, for the loop to see."""
+
+    def __init__(self) -> None:
+        self.deferred = False
+        self._signum: int | None = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether a signal asked to end."""
+        return self._signum is not None
+
+    def check(self) -> None:
+        """End now if a signal asked for it.
+
+        Raises:
+            Interrupted: one did.
+        """
+        if self._signum is not None:
+            raise Interrupted(self._signum)
+
+    def handle(self, signum: int, _: FrameType | None) -> None:
+        """The signal handler. A second Ctrl-C ends at once; other signals are often sent twice."""
+        again = self._signum is not None
+        if not self.deferred or (again and signum == signal.SIGINT):
+            raise Interrupted(signum)
+        if not again:
+            self._signum = signum
+            # Not by print, which may be what the signal interrupted.
+            name = signal.Signals(signum).name
+            os.write(2, f"\n{name}: the run ends at its next evaluation, saved; Ctrl-C ends it at once\n".encode())
+
+
+@contextmanager
+def interruptible() -> Iterator[Interruption]:
+    """Listen for the signals; handlers are as before afterwards. In a thread, which can have none, nothing is heard.
+
+    A signal that the process was started to ignore, as a shell's background jobs ignore SIGINT, stays ignored.
+    """
+    interruption = Interruption()
+    if threading.current_thread() is not threading.main_thread():
+        yield interruption
+        return
+    known = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    before = {signum: signal.getsignal(signum) for signum in known}
+    heard = {signum: handler for signum, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    try:
+        for signum in heard:
+            signal.signal(signum, interruption.handle)
+        yield interruption
+    finally:
+        for signum, handler in heard.items():
+            signal.signal(signum, handler)
