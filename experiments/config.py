@@ -30,11 +30,17 @@ class UsageError(Exception):
 
 @dataclass
 class DatasetConfig:
-    """A data set; `test_fraction` is None where there is an official test split."""
+    """A data set.
+
+    `test_fraction` is None where there is an official test split. `subset` accepts a part of the published set,
+    `altered` a copy that is not what was published; a copy is taken as the one it is or not at all.
+    """
 
     name: str = MISSING
     num_classes: int = MISSING
     test_fraction: float | None = MISSING
+    subset: bool = MISSING
+    altered: bool = MISSING
 
 
 @dataclass
@@ -164,6 +170,11 @@ def _validate(config: RunConfig) -> None:
     steps = method.steps_per_update if isinstance(method, ProjectionConfig) else 1
     checks = [
         (config.seed >= 0, f"seed={config.seed} is negative"),
+        (config.dataset.num_classes > 0, f"dataset.num_classes={config.dataset.num_classes} is not positive"),
+        (
+            config.dataset.test_fraction is None or 0 < config.dataset.test_fraction < 1,
+            f"dataset.test_fraction={config.dataset.test_fraction} is not between 0 and 1",
+        ),
         (config.memory_gb is None or config.memory_gb > 0, f"memory_gb={config.memory_gb} is not positive"),
         (protocol.batch_size > 0, f"protocol.batch_size={protocol.batch_size} is not positive"),
         (

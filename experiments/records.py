@@ -94,7 +94,7 @@ class Clocks:
 
 @dataclass(frozen=True)
 class DataInfo:
-    """The data a run saw; `subset` where they are not the whole published set."""
+    """The data a run saw; `subset` where they are not the whole published set, `altered` where not a true copy."""
 
     name: str
     n_train: int
@@ -102,6 +102,7 @@ class DataInfo:
     n_test: int
     sha256: str
     subset: bool
+    altered: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,11 +128,17 @@ class Record:
 
 
 def scientific_config(config: RunConfig) -> dict[str, Any]:
-    """What determines a run's numbers, and nothing else: no paths, no preset, no engine for gradient methods."""
+    """What determines a run's numbers, and nothing else: no paths, no preset, no engine for gradient methods.
+
+    That data are only a part of the published ones, or an altered copy, is said where it is so.
+    """
     groups = ["dataset", "model", "method", "protocol"]
     if isinstance(config.method, ProjectionConfig):
         groups.append("engine")
     content: dict[str, Any] = {group: dataclasses.asdict(getattr(config, group)) for group in groups}
+    for other in ("subset", "altered"):
+        if not content["dataset"][other]:
+            del content["dataset"][other]
     return {**content, "seed": config.seed, "schema_version": SCHEMA_VERSION}
 
 

@@ -134,7 +134,7 @@ def train_seeds(
         clocks = None
         if not runs.together:
             kept = np.asarray(runs.data.rows)
-            host = data.train_x[kept], data.train_y[kept]
+            host = data.train_x[kept].reshape(len(kept), -1), data.train_y[kept]
             clocks = Clocks(
                 compile_s=runs.compile_s,
                 train_s=runs.train_s,
@@ -220,7 +220,11 @@ class _Runs:
 
     def split(self, x: NDArray[np.float32], y: NDArray[np.int32], rows: Sequence[NDArray[Any]]) -> Split:
         """Samples and every run's rows of them, on the device."""
-        return Split(jax.device_put(x), jax.device_put(y), self.stack([np.asarray(r, np.int32) for r in rows]))
+        return Split(
+            jax.device_put(x.reshape(len(x), -1)),
+            jax.device_put(y),
+            self.stack([np.asarray(r, np.int32) for r in rows]),
+        )
 
     def _batched(self, fun: Callable[..., Any], axes: tuple[Any, ...], out_axes: Any = 0) -> Callable[..., Any]:
         return jax.vmap(fun, axes, out_axes) if self.together else fun

@@ -58,6 +58,15 @@ def test_what_changes_a_number_changes_the_name(override: str) -> None:
     assert run_id(compose_run(["method=dr", override])) != run_id(compose_run(["method=dr"]))
 
 
+def test_other_data_than_the_published_are_in_the_name_where_they_are_used() -> None:
+    published = compose_run(["dataset=higgs"])
+    assert set(scientific_config(published)["dataset"]) == {"name", "num_classes", "test_fraction"}
+    for key in ("subset", "altered"):
+        other = compose_run(["dataset=higgs", f"dataset.{key}=true"])
+        assert scientific_config(other)["dataset"][key] is True
+        assert run_id(other) != run_id(published)
+
+
 def test_gradient_methods_have_no_engine() -> None:
     sgd = compose_run(["method=sgd"])
     assert run_id(compose_run(["method=sgd", "engine=exact"])) == run_id(sgd)
