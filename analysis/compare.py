@@ -17,8 +17,8 @@ from analysis.published import Published, PublishedCell
 PAPER_SEEDS = 5
 PAPER_PRESET = "paper"
 # Keys of a record's configuration that a cell's runs may differ in: a name changes nothing, and a run that the limit of
-# steps, which the paper does not have, cut short is marked.
-FREE = frozenset({"seed", "schema_version", "protocol.name", "protocol.max_steps"})
+# steps, which the paper does not have, cut short is marked, as is one on other data than the published ones.
+FREE = frozenset({"seed", "schema_version", "protocol.name", "protocol.max_steps", "dataset.subset", "dataset.altered"})
 
 
 class CompareError(ValueError):
@@ -54,6 +54,7 @@ class Ours:
     engine: str | None
     device: str
     subset: bool
+    altered: bool
     n_train: int
     config_digest: str
     data_sha256: str
@@ -202,6 +203,7 @@ def _ours(group: pd.DataFrame, cell: PublishedCell) -> Ours:
         engine=first["engine"] if isinstance(first["engine"], str) else None,
         device=first["device"],
         subset=bool(first["subset"]),
+        altered=bool(first["altered"]),
         n_train=int(first["n_train"]),
         config_digest=first["config_digest"],
         data_sha256=first["data_sha256"],

@@ -86,7 +86,7 @@ def csv_text(comparison: Comparison, command: str) -> str:
     out = io.StringIO()
     out.write(f"# made by: {command}\n")
     writer = csv.writer(out, lineterminator="\n")
-    header = ["table", "dataset", "model", "method", "engine", "device", "subset", "n_train", "config"]
+    header = ["table", "dataset", "model", "method", "engine", "device", "subset", "altered", "n_train", "config"]
     header += ["n_seeds", "seeds"]
     for name in metrics:
         header += [f"{name}_{part}" for part in ("mean", "std", "published_mean", "published_std")]
@@ -98,10 +98,10 @@ def csv_text(comparison: Comparison, command: str) -> str:
         values: list[object] = [cell.table, cell.dataset, cell.model, cell.method]
         if ours:
             seeds = " ".join(str(seed) for seed in ours.seeds)
-            values += [ours.engine or "", ours.device, str(ours.subset).lower(), ours.n_train, ours.config_digest]
-            values += [len(ours.seeds), seeds]
+            values += [ours.engine or "", ours.device, str(ours.subset).lower(), str(ours.altered).lower()]
+            values += [ours.n_train, ours.config_digest, len(ours.seeds), seeds]
         else:
-            values += ["", "", "", "", "", 0, ""]
+            values += ["", "", "", "", "", "", 0, ""]
         for name in metrics:
             values += [*_numbers(ours, name), *(_number(value) for value in getattr(cell, name))]
         for name in extra:
@@ -150,6 +150,8 @@ def notes(comparison: Comparison, table: int, dataset: str | None, runs: Path, n
     sizes = sorted({ours.n_train for ours in present if ours.subset})
     if sizes:
         lines.append(f"Marked †: a subset of the data, {', '.join(f'{size:,}' for size in sizes)} training samples.")
+    if any(ours.altered for ours in present):
+        lines.append("Marked §: an altered copy of the data, not byte for byte the published one.")
     if cut := sum(ours.cut for ours in present):
         number = f"{cut} {'run' if cut == 1 else 'runs'}"
         lines.append(f"Marked ‡: {number} ended at the step limit, before early stopping would have ended them.")
@@ -276,7 +278,7 @@ def _method(row: Row, comparison: Comparison) -> str:
         label += f" ({_letter(ours.device, comparison)})"
     if row.ambiguous:
         label += f" config {ours.config_digest}"
-    return label + (" †" if ours.subset else "") + (" ‡" if ours.cut else "")
+    return label + (" †" if ours.subset else "") + (" §" if ours.altered else "") + (" ‡" if ours.cut else "")
 
 
 def _seeds(ours: Ours | None) -> str:
