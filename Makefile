@@ -7,6 +7,9 @@ BIN := .venv/bin
 STAMP := .venv/.locked
 LOCK := requirements.lock.txt
 GRAPHS := results/graphs/mlp.svg
+# TFDS and TensorFlow have an environment of their own, which only `make data SOURCE=tfds` sets up.
+TFDS := .venv-tfds
+TFDS_LOCK := requirements-tfds.lock.txt
 
 # Assigned with = and not ?=, so that only make's command line changes them: a variable that happens to be exported
 # must not narrow a table.
@@ -19,6 +22,9 @@ MODEL =
 METHOD =
 ENGINE =
 RAW =
+SOURCE =
+SUBSET =
+ALTERED =
 ARGS =
 
 # A word for the shell, whatever is in it.
@@ -29,8 +35,9 @@ arg = $(if $($(1)),$(call quoted,$(2)=$($(1))))
 comma := ,
 tables = $(if $(filter all,$(1)),2$(comma)3$(comma)4,$(1))
 SWEEP = $(call quoted,sweep=table$(subst $(comma),$(comma)table,$(call tables,$(TABLE))))
+COPY = $(call arg,SUBSET,dataset.subset) $(call arg,ALTERED,dataset.altered)
 SELECTION = $(call arg,DATASET,dataset) $(call arg,PRESET,preset) $(call arg,SEEDS,seeds) \
-            $(call arg,TOGETHER,together) $(call arg,MODEL,model) $(call arg,METHOD,method) $(call arg,ENGINE,engine)
+            $(COPY) $(call arg,TOGETHER,together) $(call arg,MODEL,model) $(call arg,METHOD,method) $(call arg,ENGINE,engine)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint data reproduce tables figures report check-latex status plan clean setup lock
@@ -51,8 +58,9 @@ lint: $(STAMP) ## style, formatting and types
 	@$(BIN)/pyright
 
 data: DATASET = mnist
-data: $(STAMP) ## import a data set once, checksummed: DATASET=mnist RAW=<folder with the original files>
-	@$(BIN)/python -m experiments.data $(call arg,DATASET,dataset) $(call arg,RAW,raw)
+data: $(if $(filter tfds,$(SOURCE)),$(TFDS)/.locked,$(STAMP)) ## download a data set once, or import it, checksummed: DATASET=mnist [RAW=<folder with the original files> SOURCE=tfds SUBSET=yes ALTERED=yes]
+	@$(if $(filter tfds,$(SOURCE)),$(TFDS)/bin,$(BIN))/python -m experiments.data \
+	  $(call arg,DATASET,dataset) $(call arg,RAW,raw) $(call arg,SOURCE,source) $(COPY)
 
 reproduce: $(STAMP) ## run what is missing, then tables, figures and report: TABLE=2,3,4,all PRESET=paper,quick,smoke [DATASET= MODEL= METHOD= SEEDS= ENGINE= TOGETHER=yes]
 	@$(BIN)/python -m experiments.reproduce $(SWEEP) $(SELECTION)
@@ -81,28 +89,33 @@ plan: $(STAMP) ## what a table would take: runs to do, and the memory of each ce
 	@$(BIN)/python -m experiments.plan $(SWEEP) $(SELECTION)
 
 clean: ## remove caches and the virtual environment; never results or data
-	rm -rf .venv .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf .venv $(TFDS) .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -not -path './results/*' -not -path './data/*' -prune -exec rm -rf {} +
 
 setup: $(STAMP)
 
 # The stamp is the last thing written: a set-up that fails anywhere leaves none, and the next verb starts it afresh.
 $(STAMP): $(LOCK)
+$(TFDS)/.locked: $(TFDS_LOCK)
+$(STAMP) $(TFDS)/.locked:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "error: PJAX needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
 	  echo "       Name another one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@echo "setting up .venv from $(LOCK) (once, about a minute)"
+	@echo "setting up $(@D) from $< (once, about a minute)"
 	@set -e; if $(UV) --version >/dev/null 2>&1; then \
-	  $(UV) venv --quiet --clear --python "$$(command -v $(PYTHON))" .venv; \
-	  $(UV) pip sync --quiet --require-hashes --python $(BIN)/python $(LOCK); \
+	  $(UV) venv --quiet --clear --python "$$(command -v $(PYTHON))" $(@D); \
+	  $(UV) pip sync --quiet --require-hashes --python $(@D)/bin/python $<; \
 	else \
-	  $(PYTHON) -m venv --clear .venv; \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK); \
+	  $(PYTHON) -m venv --clear $(@D); \
+	  $(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<; \
 	fi
 	@touch $@
 
-# Renew the lock after changing a dependency in pyproject.toml; needs uv. A change of the lock renews .venv by itself.
+# Renew the locks after changing a dependency in pyproject.toml; needs uv. A change of a lock renews its environment by
+# itself. What both environments have is the same in both.
+COMPILE = $(UV) pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-annotate \
+  --no-emit-index-url --python-version 3.11 --extra suite pyproject.toml
 lock:
-	$(UV) pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-annotate --no-emit-index-url \
-	  --python-version 3.11 --extra suite --extra dev pyproject.toml -o $(LOCK)
-	@! grep -n '://' $(LOCK) || { echo "error: $(LOCK) names a host" >&2; exit 1; }
+	$(COMPILE) --extra dev -o $(LOCK)
+	$(COMPILE) --extra tfds -c $(LOCK) -o $(TFDS_LOCK)
+	@! grep -n '://' $(LOCK) $(TFDS_LOCK) || { echo "error: a lock names a host" >&2; exit 1; }

@@ -15,8 +15,8 @@ from analysis.statistics import MARGINS, Judgement, Sample, Verdict, judge, samp
 
 PAPER_PRESET = "paper"
 # Keys of a record's configuration that a cell's runs may differ in: a name changes nothing, and a run that the limit of
-# steps, which the paper does not have, cut short is marked.
-FREE = frozenset({"seed", "schema_version", "protocol.name", "protocol.max_steps"})
+# steps, which the paper does not have, cut short is marked, as is one on other data than the published ones.
+FREE = frozenset({"seed", "schema_version", "protocol.name", "protocol.max_steps", "dataset.subset", "dataset.altered"})
 
 
 class CompareError(ValueError):
@@ -37,6 +37,7 @@ class Ours:
     engine: str | None
     device: str
     subset: bool
+    altered: bool
     n_train: int
     config_digest: str
     data_sha256: str
@@ -138,7 +139,7 @@ def _judged(rows: Sequence[Row]) -> list[Row]:
     """Rows with their judgements; a cell is one test, so only the row with the most seeds is judged."""
     main: dict[CellKey, int] = {}
     for number, row in enumerate(rows):
-        if row.ours and row.ours.engine != "exact" and not row.ours.subset:
+        if row.ours and row.ours.engine != "exact" and not (row.ours.subset or row.ours.altered):
             best = rows[main[row.published.key]].ours if row.published.key in main else None
             if best is None or len(row.ours.seeds) > len(best.seeds):
                 main[row.published.key] = number
@@ -219,6 +220,7 @@ def _ours(group: pd.DataFrame, cell: PublishedCell) -> Ours:
         engine=first["engine"] if isinstance(first["engine"], str) else None,
         device=first["device"],
         subset=bool(first["subset"]),
+        altered=bool(first["altered"]),
         n_train=int(first["n_train"]),
         config_digest=first["config_digest"],
         data_sha256=first["data_sha256"],

@@ -31,6 +31,7 @@ _SPECIAL = {
     "±": r"$\pm$",
     "—": "---",
     "†": r"\dag{}",
+    "§": r"\S{}",
     "‡": r"\ddag{}",
 }
 PACKAGES = ("booktabs", "graphicx")

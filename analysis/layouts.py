@@ -185,7 +185,7 @@ def _method(row: Row, comparison: Comparison) -> str:
     if row.ambiguous:
         label += f" config {ours.config_digest}"
     few = " *" if len(ours.seeds) < PAPER_SEEDS else ""
-    return label + few + (" †" if ours.subset else "") + (" ‡" if ours.cut else "")
+    return label + few + (" †" if ours.subset else "") + (" §" if ours.altered else "") + (" ‡" if ours.cut else "")
 
 
 def _seeds(row: Row) -> str:

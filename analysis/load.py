@@ -55,6 +55,7 @@ _FIELDS: tuple[_Field, ...] = (
     _Field("data.n_test", "n_test", "count"),
     _Field("data.sha256", "data_sha256", "text"),
     _Field("data.subset", "subset", "flag"),
+    _Field("data.altered", "altered", "flag or absent"),
     _Field("started", "started", "text"),
     _Field("finished", "finished", "text"),
     _Field("environment.device", "device", "text"),
@@ -163,6 +164,8 @@ def _value(path: Path, record: dict[str, Any], field: _Field) -> Any:
     if field.path.startswith("clocks.") and record.get("clocks", 0) is None:
         return math.nan
     for key in field.path.split("."):
+        if field.kind == "flag or absent" and isinstance(value, dict) and key not in value:
+            return False
         if not isinstance(value, dict) or key not in value:
             raise LoadError(f"{path}: key '{field.path}' is missing")
         value = value[key]
@@ -180,7 +183,7 @@ def _is(kind: str, value: Any) -> bool:
             return isinstance(value, str)
         case "text or null":
             return value is None or isinstance(value, str)
-        case "flag":
+        case "flag" | "flag or absent":
             return isinstance(value, bool)
         case "count":
             return number and isinstance(value, int) and value >= 0

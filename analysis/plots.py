@@ -187,6 +187,8 @@ def _title(axis: Axes, title: str, curves: Sequence[Curves]) -> None:
         notes = [f"{label}: {number} seed{'s' if number > 1 else ''}" for label, number in few.items()]
     parts = [one.label for one in curves if one.row.ours and one.row.ours.subset]
     notes += [f"{', '.join(parts)} on a subset of the data"] if parts else []
+    copies = [one.label for one in curves if one.row.ours and one.row.ours.altered]
+    notes += [f"{', '.join(copies)} on an altered copy of the data"] if copies else []
     axis.set_title(title + (f"\n{'; '.join(notes)}" if notes else ""))
 
 

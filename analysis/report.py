@@ -128,7 +128,9 @@ def _grid_cell(row: Row) -> GridCell:
         return GridCell("missing", 0, None, f"{name}: no runs")
     seeds = len(row.ours.seeds)
     if not row.judgements:
-        why = "a subset of the data" if row.ours.subset else "not the paper's operators"
+        why = "not the paper's operators"
+        if row.ours.subset or row.ours.altered:
+            why = "a subset of the data" if row.ours.subset else "an altered copy of the data"
         return GridCell("not judged", seeds, anchor(row), f"{name}: not judged, {why}")
     found = row.judgements["accuracy"]
     return GridCell(str(found.verdict), seeds, anchor(row), f"{name}: {found.verdict}, {found.reason}, {seeds} seeds")

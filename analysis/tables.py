@@ -68,7 +68,7 @@ def csv_text(comparison: Comparison, command: str) -> str:
     out = io.StringIO()
     out.write(f"# made by: {command}\n")
     writer = csv.writer(out, lineterminator="\n")
-    header = ["table", "dataset", "model", "method", "engine", "device", "subset", "n_train", "config"]
+    header = ["table", "dataset", "model", "method", "engine", "device", "subset", "altered", "n_train", "config"]
     header += ["n_seeds", "seeds"]
     for name in metrics:
         header += [f"{name}_{part}" for part in ("mean", "std", "published_mean", "published_std")]
@@ -84,10 +84,10 @@ def csv_text(comparison: Comparison, command: str) -> str:
         values: list[object] = [cell.table, cell.dataset, cell.model, cell.method]
         if ours:
             seeds = " ".join(str(seed) for seed in ours.seeds)
-            values += [ours.engine or "", ours.device, str(ours.subset).lower(), ours.n_train, ours.config_digest]
-            values += [len(ours.seeds), seeds]
+            values += [ours.engine or "", ours.device, str(ours.subset).lower(), str(ours.altered).lower()]
+            values += [ours.n_train, ours.config_digest, len(ours.seeds), seeds]
         else:
-            values += ["", "", "", "", "", 0, ""]
+            values += ["", "", "", "", "", "", 0, ""]
         for name in metrics:
             values += [*_numbers(row, name), *(_number(value) for value in getattr(cell, name))]
         for name in extra:
@@ -149,6 +149,8 @@ def notes(comparison: Comparison, runs: Path, n_records: int) -> list[str]:
     if sizes:
         marked = f"Marked †: a subset of the data, {', '.join(f'{size:,}' for size in sizes)} training samples"
         lines.append(f"{marked}; not judged.")
+    if any(ours.altered for ours in present):
+        lines.append("Marked §: an altered copy of the data, not byte for byte the published one; not judged.")
     if cut := sum(ours.cut for ours in present):
         number = f"{cut} {'run' if cut == 1 else 'runs'}"
         lines.append(f"Marked ‡: {number} ended at the step limit, before early stopping would have ended them.")

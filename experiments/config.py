@@ -45,11 +45,15 @@ class DatasetConfig:
         kind: what a sample is: `features` (d,), `images` (height, width, channels) or `tokens` (positions,). It says
             which networks can read it before it is read, and determines no number.
         limit: only the first so many samples of the training and of the test set; None: all.
+        subset: accepts a part of the published set; a copy is taken as the one it is or not at all.
+        altered: accepts a copy that is not what was published.
     """
 
     name: str = MISSING
     num_classes: int = MISSING
     test_fraction: float | None = MISSING
+    subset: bool = False
+    altered: bool = False
     kind: str = field(default=MISSING, metadata={"scientific": False})
     limit: int | None = None
 
@@ -213,6 +217,11 @@ def _validate(config: RunConfig) -> None:
     steps = method.steps_per_update if isinstance(method, ProjectionConfig) else 1
     checks = [
         (config.seed >= 0, f"seed={config.seed} is negative"),
+        (config.dataset.num_classes > 0, f"dataset.num_classes={config.dataset.num_classes} is not positive"),
+        (
+            config.dataset.test_fraction is None or 0 < config.dataset.test_fraction < 1,
+            f"dataset.test_fraction={config.dataset.test_fraction} is not between 0 and 1",
+        ),
         (config.memory_gb is None or config.memory_gb > 0, f"memory_gb={config.memory_gb} is not positive"),
         (
             0 <= config.checkpoint_every_s < math.inf,

@@ -144,7 +144,9 @@ class RunFolder:
             metrics=outcome.metrics,
             clocks=clocks,
             parameters=outcome.parameters,
-            data=DataInfo(data.name, outcome.n_train, outcome.n_validation, outcome.n_test, data.sha256, data.subset),
+            data=DataInfo(
+                data.name, outcome.n_train, outcome.n_validation, outcome.n_test, data.sha256, data.subset, data.altered
+            ),
             started=begun["time"],
             finished=_now(),
             environment=self._environment,

@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from experiments.config import RunConfig
 from experiments.records import Event, Record, run_id
@@ -30,6 +39,13 @@ def describe_record(record: Record) -> str:
         f"{record.run_id}: test {metrics.test_accuracy:.2%}, val {metrics.validation_accuracy:.2%} "
         f"at step {metrics.best_step:,} of {metrics.steps_run:,} ({metrics.stopped_by}), {times}"
     )
+
+
+def byte_bars() -> Progress:
+    """Bars for files that come or are read; on a terminal alone, on its error output."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 class RunProgress:

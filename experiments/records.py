@@ -101,7 +101,7 @@ class Clocks:
 
 @dataclass(frozen=True)
 class DataInfo:
-    """The data a run saw; `subset` where they are not the whole published set."""
+    """The data a run saw; `subset` where they are not the whole published set, `altered` where not a true copy."""
 
     name: str
     n_train: int
@@ -109,6 +109,7 @@ class DataInfo:
     n_test: int
     sha256: str
     subset: bool
+    altered: bool = False
 
 
 @dataclass(frozen=True)

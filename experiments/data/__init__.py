@@ -1,41 +1,55 @@
 """Data sets in memory: prepared once by `make data`, read by every run through `load`.
 
-A data set is one module here with two functions, `prepare(config, data_dir, raw)` and `load(config, data_dir)`, and one
-entry in `DATASETS`.
+A data set is one module here and one entry in `DATASETS`. The module has `load(config, data_dir)`, which returns a
+`Dataset`; `prepare(config, data_dir, raw, source)`, which writes its cache, unless it needs none; and in `ACCEPTS` the
+keys `subset` and `altered` of its configuration, where other copies than the published one may be used.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
+from filelock import FileLock, Timeout
 
 from experiments.config import DatasetConfig, UsageError
-from experiments.data import digits, mnist
-from experiments.data.arrays import Dataset
+from experiments.data import cifar10, digits, higgs, mnist, shakespeare
+from experiments.data.arrays import KINDS, Dataset, read_cache
+from experiments.data.originals import Source, command
 
 __all__ = ["DATASETS", "Dataset", "load", "prepare"]
 
-DATASETS: dict[str, ModuleType] = {"digits": digits, "mnist": mnist}
+DATASETS: dict[str, ModuleType] = {
+    "cifar10": cifar10,
+    "digits": digits,
+    "higgs": higgs,
+    "mnist": mnist,
+    "shakespeare": shakespeare,
+}
 
 
 def _module(config: DatasetConfig) -> ModuleType:
+    """The module of a data set, whose configuration makes sense."""
     if config.name not in DATASETS:
         raise UsageError(f"no loader for data set '{config.name}'. Known data sets: {', '.join(sorted(DATASETS))}")
-    return DATASETS[config.name]
+    module = DATASETS[config.name]
+    for key, kind in KINDS.items():
+        if getattr(config, key) and key not in getattr(module, "ACCEPTS", ()):
+            raise UsageError(f"dataset.{key}=true: {kind} cannot be used as data set '{config.name}'")
+    return module
 
 
 def load(config: DatasetConfig, data_dir: Path) -> Dataset:
     """Read a prepared data set into host memory, standardised; the first samples of it if the configuration says so.
 
     Raises:
-        UsageError: the data are missing or damaged, and the message names the command that prepares them; or
-            `num_classes` is too small for their labels.
+        UsageError: the configuration contradicts itself; the data are missing, damaged or not the copy that it says,
+            and the message names the command that prepares them; or `num_classes` is too small for their labels.
     """
     data = _module(config).load(config, data_dir).limited(config.limit)
-    labels = np.concatenate([data.train_y, data.test_y])
-    smallest, largest = int(labels.min()), int(labels.max())
+    parts = data.train_y, data.test_y
+    smallest, largest = min(int(labels.min()) for labels in parts), max(int(labels.max()) for labels in parts)
     # JAX has no error for a label without a class: its one-hot row would be zero, and the run would mean nothing.
     if smallest < 0 or largest >= config.num_classes:
         raise UsageError(
@@ -45,10 +59,33 @@ def load(config: DatasetConfig, data_dir: Path) -> Dataset:
     return data
 
 
-def prepare(config: DatasetConfig, data_dir: Path, raw: Path | None) -> str:
-    """Import a data set from the folder `raw` of original files into `data_dir`; returns what was done, for a person.
+def prepare(config: DatasetConfig, data_dir: Path, raw: Path | None = None, source: Source = "files") -> str:
+    """Import a data set into `data_dir`; returns what was done, for a person.
+
+    Args:
+        config: the data set.
+        data_dir: the folder of prepared data.
+        raw: the folder of its original files; None: they are downloaded, unless the set is prepared already.
+        source: who reads the files.
 
     Raises:
-        UsageError: files are missing, incomplete or altered; the message names them and says what to do.
+        UsageError: files are missing, incomplete or altered, or another process does the same; the message names them
+            and says what to do.
     """
-    return _module(config).prepare(config, data_dir, raw)
+    module = _module(config)
+    if not hasattr(module, "prepare"):
+        return f"{config.name} need no preparation"
+    folder, done = data_dir / config.name, "prepared"
+    data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(data_dir / f".{config.name}.lock", timeout=0):
+            if raw is None and source == "files" and (folder / "meta.json").exists():
+                read_cache(folder, command(config.name))
+                done = "already prepared:"
+            else:
+                module.prepare(config, data_dir, raw, source)
+    except Timeout as error:
+        raise UsageError(f"another process prepares data set '{config.name}' in {data_dir}; wait for it") from error
+    meta = json.loads((folder / "meta.json").read_text())
+    sizes = ", ".join(f"{name} {tuple(shape)}" for name, shape in meta["shapes"].items())
+    return f"{done} {config.name} in {folder}: {sizes} (SHA-256 of the arrays {meta['sha256']})"

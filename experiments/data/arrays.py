@@ -7,7 +7,8 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,11 @@ from numpy.typing import NDArray
 
 from experiments.config import UsageError
 
-NAMES = ("train_x", "train_y", "test_x", "test_y")
+VALUES_AT_ONCE = 2**22
+"""How many values `standardise` holds in double precision."""
+
+KINDS = {"subset": "only a part of the published set", "altered": "an altered copy of the published set"}
+"""What the keys of a data set's configuration say of it."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +32,15 @@ class Dataset:
     Attributes:
         name: as in the configuration.
         num_classes: labels are 0 .. num_classes - 1.
-        train_x: (n, d) float32, standardised by `standardise`.
-        train_y: (n,) int32, or (n, positions) int32 for a label at every position.
-        test_x: (m, d) float32, standardised with the numbers of the training set.
-        test_y: (m,) int32, or (m, positions) int32.
+        train_x: (n, *features); float32, standardised by `standardise`: images (n, height, width, channels), rows
+            (n, features). Or tokens: (n, length) int32.
+        train_y: (n,) int32; of tokens (n, length) int32, a label at each place.
+        test_x: (m, *features), of train_x's type, standardised with the numbers of the training set.
+        test_y: (m,) or (m, length) int32.
         sha256: of the raw arrays, the same on every machine.
         subset: whether this is only a part of the published data set.
-        split: which training samples validate: random ones, or the last in order.
+        altered: whether this is not a true copy of the published data set.
+        split: which training samples make the validation set: random ones, or the last.
     """
 
     name: str
@@ -44,6 +51,7 @@ class Dataset:
     test_y: NDArray[np.int32]
     sha256: str
     subset: bool = False
+    altered: bool = False
     split: Literal["random", "last"] = "random"
 
     def limited(self, limit: int | None) -> Dataset:
@@ -60,47 +68,118 @@ class Dataset:
         )
 
 
-def standardise(train: NDArray, test: NDArray) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Flatten images to (n, d) float32 and standardise both sets by the training set's scalar mean and deviation.
+def standardise(
+    train: NDArray, test: NDArray, *, per_feature: bool = False
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Standardise both sets to float32 by the training set's mean and deviation.
 
     The training set is the official one, validation part included, so that the numbers do not depend on the seed.
+
+    Args:
+        train: (n, *features), of any number type; may be memory-mapped.
+        test: (m, *features).
+        per_feature: every feature by its own numbers, instead of all by the same. A constant feature becomes 0.
     """
-    train = train.reshape(len(train), -1)
-    test = test.reshape(len(test), -1)
-    mean = np.float32(train.mean(dtype=np.float64))
-    deviation = np.float32(train.std(dtype=np.float64))
-    return (train.astype(np.float32) - mean) / deviation, (test.astype(np.float32) - mean) / deviation
+    axis = 0 if per_feature else None
+    count = len(train) if per_feature else train.size
+    mean = np.asarray(sum(part.sum(axis, dtype=np.float64) for part in _parts(train)) / count)
+    variance = sum(np.square(part - mean).sum(axis) for part in _parts(train)) / count
+    deviation = np.sqrt(variance).astype(np.float32)
+    mean, deviation = mean.astype(np.float32), np.where(deviation > 0, deviation, np.float32(1))
+
+    def standardised(array: NDArray) -> NDArray[np.float32]:
+        result = np.empty(array.shape, np.float32)
+        for into, part in zip(_parts(result), _parts(array), strict=True):
+            into[:] = (part.astype(np.float32) - mean) / deviation
+        return result
+
+    return standardised(train), standardised(test)
+
+
+def _parts(array: NDArray) -> Iterator[NDArray]:
+    """Views of some rows each, few enough to be converted."""
+    rows = max(1, VALUES_AT_ONCE // max(1, array[:1].size))
+    return (array[start : start + rows] for start in range(0, len(array), rows))
 
 
 def digest(arrays: Mapping[str, NDArray]) -> str:
-    """SHA-256 over names, types, shapes and values."""
+    """SHA-256 over names, types, shapes and values, in the mapping's order."""
     sha = hashlib.sha256()
-    for name in NAMES:
-        array = np.ascontiguousarray(arrays[name])
+    for name, values in arrays.items():
+        array = np.ascontiguousarray(values)
         sha.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
         sha.update(array.data)
     return sha.hexdigest()
 
 
-def write_cache(folder: Path, arrays: Mapping[str, NDArray]) -> str:
-    """Write arrays and `meta.json` into `folder`, which appears complete or not at all; returns the digest."""
+def expect(name: str, arrays: Mapping[str, NDArray], sha256: str) -> None:
+    """Check that arrays are those in the original files.
+
+    Raises:
+        UsageError: another digest, which a changed reader or source has.
+    """
+    if (found := digest(arrays)) != sha256:
+        raise UsageError(f"the arrays of {name} are not those of its original files: SHA-256 {found}, not {sha256}")
+
+
+def same_as_said(key: str, said: bool, found: bool, what: str) -> None:
+    """Check that data are what `dataset.subset` or `dataset.altered` says.
+
+    Raises:
+        UsageError: they are not.
+    """
+    if said != found:
+        is_or_not = "" if found else "not "
+        raise UsageError(f"{what}: they are {is_or_not}{KINDS[key]}; say dataset.{key}={str(found).lower()}")
+
+
+@dataclass(frozen=True)
+class Cached:
+    """What a cache holds.
+
+    Attributes:
+        arrays: memory-mapped, by name.
+        sha256: their digest.
+        altered: whether they are not those that were published.
+    """
+
+    arrays: dict[str, NDArray]
+    sha256: str
+    altered: bool
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A fresh folder that takes the place of `folder` when the block ends without an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    sha256 = digest(arrays)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         fresh = Path(scratch) / folder.name
         fresh.mkdir()
-        for name in NAMES:
-            np.save(fresh / f"{name}.npy", arrays[name])
-        shapes = {name: list(arrays[name].shape) for name in NAMES}
-        (fresh / "meta.json").write_text(json.dumps({"sha256": sha256, "shapes": shapes}, indent=2) + "\n")
+        yield fresh
         if folder.exists():
             shutil.rmtree(folder)
         fresh.rename(folder)
+
+
+def write_cache(folder: Path, arrays: Mapping[str, NDArray], *, altered: bool = False) -> str:
+    """Write arrays and `meta.json` into `folder`, which appears complete or not at all; returns the digest."""
+    with replacing(folder) as fresh:
+        for name, array in arrays.items():
+            np.save(fresh / f"{name}.npy", array)
+        return write_meta(fresh, arrays, altered=altered)
+
+
+def write_meta(folder: Path, arrays: Mapping[str, NDArray], *, altered: bool = False) -> str:
+    """Write `meta.json` beside arrays that lie in `folder` already; returns their digest."""
+    sha256 = digest(arrays)
+    shapes = {name: list(array.shape) for name, array in arrays.items()}
+    meta = {"sha256": sha256, "shapes": shapes, "altered": altered}
+    (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
     return sha256
 
 
-def read_cache(folder: Path, command: str) -> tuple[dict[str, NDArray], str]:
-    """Read what `write_cache` wrote.
+def read_cache(folder: Path, command: str) -> Cached:
+    """Map what `write_cache` wrote into memory.
 
     Args:
         folder: where.
@@ -109,20 +188,23 @@ def read_cache(folder: Path, command: str) -> tuple[dict[str, NDArray], str]:
     Raises:
         UsageError: nothing there, or it is damaged.
     """
-    meta = folder / "meta.json"
-    if not meta.exists():
-        raise UsageError(f"the data set '{folder.name}' is not prepared (no {meta}). Prepare it:\n  {command}")
-    expected = json.loads(meta.read_text())["sha256"]
+    path = folder / "meta.json"
+    if not path.exists():
+        raise UsageError(
+            f"the data set '{folder.name}' is not prepared (no {path}). Prepare it; without RAW "
+            f"its files are downloaded:\n  {command}"
+        )
     try:
-        arrays = {name: np.load(folder / f"{name}.npy") for name in NAMES}
-    except (OSError, EOFError, ValueError) as error:
+        meta = json.loads(path.read_text())
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in meta["shapes"]}
+        found, expected = digest(arrays), meta["sha256"]
+    except (OSError, EOFError, ValueError, KeyError) as error:
         raise UsageError(
             f"the prepared data in {folder} are damaged ({error}). Prepare them again:\n  {command}"
         ) from error
-    found = digest(arrays)
     if found != expected:
         raise UsageError(
             f"the prepared data in {folder} are damaged: SHA-256 expected {expected}, found {found}. "
             f"Prepare them again:\n  {command}"
         )
-    return arrays, found
+    return Cached(arrays, found, meta.get("altered", False))

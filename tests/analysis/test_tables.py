@@ -219,12 +219,20 @@ def test_devices_are_never_averaged_together(runs: Path, write_run: Any, tmp_pat
 
 
 def test_subsets_step_limits_and_configurations_are_marked(runs: Path, write_run: Any, tmp_path: Path) -> None:
-    write_run(data__subset=True, data__n_train=5400, metrics__stopped_by="max_steps")
+    write_run(
+        data__subset=True,
+        data__altered=True,
+        data__n_train=5400,
+        metrics__stopped_by="max_steps",
+        config__dataset__subset=True,
+        config__dataset__altered=True,
+    )
     write_run(cell__method="adam")
     write_run(cell__method="adam", config__protocol__max_steps=1000000)
     text, _ = make(runs, tmp_path / "out")
-    assert cells(text, "SGD * † ‡")[8] == "not judged"
+    assert cells(text, "SGD * † § ‡")[8] == "not judged"
     assert "- Marked †: a subset of the data, 5,400 training samples; not judged." in text
+    assert "- Marked §: an altered copy of the data, not byte for byte the published one; not judged." in text
     assert "- Marked ‡: 1 run ended at the step limit" in text
     assert text.count("| Adam config ") == 2 * 4
 

@@ -36,6 +36,10 @@ def call(module: str, arguments: Sequence[str], timeout: float = 120) -> subproc
         ("reproduce", ["model=nonsense"], "mlp_4x128_skip"),
         ("status", ["model=nonsense"], "mlp_4x128_skip"),
         ("data", ["dataset=nonsense"], "mnist"),
+        ("data", ["dataset=mnist", "source=nonsense"], "source=nonsense: files or tfds"),
+        ("data", ["dataset=mnist", "dataset.subset=true"], "cannot be used as data set 'mnist'"),
+        ("data", ["dataset=mnist", "raw=/absent"], "raw=/absent is not a folder"),
+        ("run", ["dataset=mnist", "dataset.test_fraction=2"], "dataset.test_fraction=2.0 is not between 0 and 1"),
     ],
 )
 def test_wrong_use_fails_in_seconds_and_lists_the_choices(module: str, arguments: list[str], message: str) -> None:
@@ -109,9 +113,36 @@ def test_make_hands_on_a_folder_with_a_space_whole(raw: str) -> None:
 
 
 @needs_make
+def test_make_says_which_copy_of_the_data_is_meant() -> None:
+    given = ["DATASET=higgs", "SUBSET=yes", "ALTERED=yes"]
+    copy = ["dataset.subset=yes", "dataset.altered=yes"]
+    assert shlex.split(recipe("data", *given))[1:] == ["-m", "experiments.data", "dataset=higgs", *copy]
+    assert set(copy) < set(shlex.split(recipe("reproduce", *given)))
+
+
+@needs_make
+def test_tfds_has_an_environment_of_its_own() -> None:
+    words = shlex.split(recipe("data", "SOURCE=tfds"))
+    assert words == [".venv-tfds/bin/python", "-m", "experiments.data", "dataset=mnist", "source=tfds"]
+
+
+@needs_make
 @pytest.mark.parametrize("verb", ["data", "reproduce", "status", "tables", "figures", "report", "test"])
 def test_make_takes_nothing_from_the_environment(verb: str) -> None:
-    names = ("TABLE", "DATASET", "PRESET", "SEEDS", "MODEL", "METHOD", "ENGINE", "RAW", "ARGS")
+    names = (
+        "TABLE",
+        "DATASET",
+        "PRESET",
+        "SEEDS",
+        "MODEL",
+        "METHOD",
+        "ENGINE",
+        "RAW",
+        "SOURCE",
+        "SUBSET",
+        "ALTERED",
+        "ARGS",
+    )
     assert recipe(verb, **dict.fromkeys(names, "foo")) == recipe(verb)
     assert "foo" not in recipe(verb)
 

@@ -272,7 +272,7 @@ def test_a_seed_that_diverges_stops_no_other(short: Callable[..., Planned], monk
     configs = [short("method=sgd", f"seed={seed}").config for seed in range(3)]
     data = load(configs[0].dataset, Path())
     model = MLP((32,), 10, output_bias=True)
-    inits: list[Any] = [model.init(key_for(c.seed, "init"), data.train_x[:1]) for c in configs]
+    inits: list[Any] = [model.init(key_for(c.seed, "init"), data.train_x[:1].reshape(1, -1)) for c in configs]
     firsts = [float(jax.tree.leaves(params)[1].ravel()[0]) for params in inits]
     smallest = min(firsts)
     monkeypatch.setattr(training, "build_method", lambda method, engine: Broken())
