@@ -67,6 +67,8 @@ def test_what_changes_a_number_changes_the_name(override: str) -> None:
 
 LATER = [
     ("dataset.limit=null", "dataset.limit=100"),
+    ("dataset.subset=false", "dataset.subset=true"),
+    ("dataset.altered=false", "dataset.altered=true"),
     ("model.family=mlp", "model.family=cnn"),
     ("method.kernel_init=he_normal", "method.kernel_init=lecun_normal"),
     ("method.embedding_init=he_normal", "method.embedding_init=flax_embed"),
