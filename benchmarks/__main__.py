@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-NAMES = ("step", "profile", "memory", "depth", "batch", "compile", "seeds", "suite-overhead", "compare")
+NAMES = ("step", "profile", "memory", "depth", "batch", "compile", "seeds", "suite-overhead", "higgs", "compare")
 
 
 def _module(name: str) -> Any:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import compile as compilation
-from benchmarks import depth, memory, step
+from benchmarks import depth, higgs, memory, step
 from benchmarks.__main__ import main as benchmarks_main
 from benchmarks.measure import peak_mb
 from benchmarks.networks import NETWORKS, cnn, mlp, rnn
@@ -140,7 +140,9 @@ def test_compare(tmp_path, capsys):
 
 
 def test_the_benchmarks_are_listed(capsys):
-    with pytest.raises(SystemExit, match=r"'speed' is no benchmark; choose step, profile, .*, suite-overhead, compare"):
+    with pytest.raises(
+        SystemExit, match=r"'speed' is no benchmark; choose step, profile, .*, suite-overhead, higgs, compare"
+    ):
         benchmarks_main(["speed"])
     assert "step           Time and memory of one step" in capsys.readouterr().out
 
@@ -172,6 +174,20 @@ def test_suite_overhead(tmp_path, capsys):
     assert list(results) == ["sgd", "adam", "dr", "ap", "cp"]
     assert all(found["end_to_end"] >= found["device"] > 0 for found in results.values())
     assert "nothing was compiled after the first evaluation" in capsys.readouterr().out
+
+
+def test_higgs(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(higgs, "BLOCK", 500)
+    benchmarks_main(["higgs", "--rows", "1000", "--folder", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("a CSV of 1,000 rows, 0.00 GB, written in ")
+    assert lines[1].endswith(" GB   prepared higgs")
+    assert lines[2] == "the arrays are what was written"
+    assert lines[3].endswith(" GB   train (800, 28), test (200, 28)")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(higgs, "LIMIT_GB", 0.001)
+    with pytest.raises(SystemExit, match=r"more than 0\.001 GB"):
+        benchmarks_main(["higgs", "--rows", "1000", "--folder", str(tmp_path)])
 
 
 def test_profile(capsys, monkeypatch):
