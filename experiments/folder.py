@@ -163,7 +163,7 @@ class RunFolder:
 
     def failed(self, error: Exception) -> RunFailed | StorageError:
         """Write what went wrong."""
-        from experiments.training import Diverged
+        from experiments.loop import Diverged
 
         self._step = getattr(error, "step", self._step)
         try:

@@ -117,7 +117,7 @@ def test_infinite_parameters_stop_a_run_and_cost_no_other(
     assert f"{failed.name} failed at step 50: Diverged: parameters are not finite at step 50; the" in message
     failure = json.loads((failed / "FAILED.json").read_text())
     assert (failure["type"], failure["step"]) == ("Diverged", 50)
-    assert "experiments/training.py" in failure["traceback"]
+    assert "experiments/loop.py" in failure["traceback"]
     assert str(ROOT) not in failure["traceback"]
 
     # A failure stays until somebody asks to try again.

@@ -15,9 +15,9 @@ import pytest
 
 from experiments.config import ROOT, DatasetConfig, compose_run, sweep_cells
 from experiments.data import Dataset, digits
+from experiments.loop import Diverged
 from experiments.records import Event
 from experiments.runner import RunFailed, execute
-from experiments.training import Diverged
 
 SHARES = {"mlp": 3, "cnn": 1, "rnn": 1}
 """How many cells of each family run: about a minute on one core."""

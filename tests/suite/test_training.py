@@ -21,10 +21,11 @@ from experiments.compiled import EVALUATION_BATCH, TrainState, initial_state, ma
 from experiments.config import compose_run
 from experiments.data import Dataset, load
 from experiments.keys import key_for
+from experiments.loop import RUNS, Diverged, Runs
 from experiments.methods import build_method
 from experiments.models import build_model
 from experiments.records import Event
-from experiments.training import RUNS, Diverged, Trained, train, train_seeds
+from experiments.training import Trained, train, train_seeds
 
 
 def test_keys_differ_by_axis_and_seed() -> None:
@@ -149,7 +150,7 @@ def test_the_end_of_a_text_validates_whatever_the_seed_and_another_split_depends
         found = []
         for seed in (0, 1):
             config = compose_run(["task=shakespeare-rnn_1x256", f"seed={seed}", "protocol.batch_size=4"])
-            runs = training._Runs([config], build_model(config), build_method(config.method, config.engine), data)
+            runs = Runs([config], build_model(config), build_method(config.method, config.engine), data)
             rows, validation = np.asarray(runs.data.rows), np.asarray(runs.validation.rows)
             assert sorted([*rows, *validation]) == list(range(20))
             found.append(validation.tolist())
