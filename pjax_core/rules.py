@@ -312,7 +312,7 @@ for _prim in (
     defshape(_prim)
 
 
-def _split(*, sizes: tuple[int, ...], axis: int) -> Callable[[Array], list[Array]]:
+def _split(operand: ShapedArray, *, sizes: tuple[int, ...], axis: int) -> Callable[[Array], list[Array]]:
     ends = [*itertools.accumulate(sizes)]
     return lambda x: [lax.slice_in_dim(x, end - size, end, axis=axis) for size, end in zip(sizes, ends, strict=True)]
 
