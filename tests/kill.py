@@ -1,8 +1,8 @@
 """SIGKILL at random moments over a run, relaunched each time: it ends as if nothing had happened.
 
-    python -m tests.kill [--kills 10] [--methods sgd adam dr ap cp] [--seed 0]
+    python -m tests.kill [--cases mlp cnn rnn] [--methods sgd adam dr ap cp] [--kills 10] [--seed 0] [--data FOLDER]
 
-Each run of `PAIRS` is done once undisturbed and once cut, in processes of their own, saved at every evaluation. A
+Each run is done once undisturbed and once cut, in processes of their own, saved at every evaluation. A
 quarter of the kills hit the start of a process, before it trains; the others come a random time after a random number
 of evaluations, so that most hit training or a checkpoint that is being written. The final record, but for clocks,
 times and environment, and all events, but for clocks, must agree to the bit. `make test` does the same with two kills.
@@ -26,19 +26,21 @@ from experiments.cells import Planned
 from experiments.config import ROOT, choices, compose_run
 from experiments.runner import folder_of
 
-PAIRS = [
-    ("digits", "mlp_1x32"),
-]
-"""Data sets and models: one line each."""
+CASES = {
+    "mlp": ("dataset=digits", "model=mlp_1x32"),
+    "cnn": ("dataset=digits", "model=cnn_1x32", "model.hidden=[4]", "protocol.batch_size=8"),
+    "rnn": ("dataset=shakespeare", "model=rnn_1x256", "model.hidden=[8]", "dataset.limit=64", "protocol.batch_size=8"),
+}
+"""Data sets and networks, small: one line each."""
 EVALUATIONS = 40
 POLL_SECONDS = 0.003
 
 
-def planned(folder: Path, dataset: str, model: str, method: str) -> Planned:
+def planned(arguments: Sequence[str], folder: Path) -> Planned:
     """A run with many evaluations, each of them saved."""
-    arguments = [f"dataset={dataset}", f"model={model}", f"method={method}", f"paths.results={folder}"]
-    arguments += ["protocol.evaluate_every=50", f"protocol.max_steps={50 * EVALUATIONS}", "protocol.patience=1000"]
-    return Planned("kill", compose_run([*arguments, "checkpoint_every_s=0"]), (*arguments, "checkpoint_every_s=0"))
+    limits = ("protocol.evaluate_every=50", f"protocol.max_steps={50 * EVALUATIONS}", "protocol.patience=1000")
+    overrides = (*arguments, *limits, f"paths.results={folder}", "checkpoint_every_s=0")
+    return Planned("kill", compose_run(overrides), overrides)
 
 
 def launch(run: Planned, cache: Path) -> subprocess.Popen[str]:
@@ -99,13 +101,13 @@ def outcome(run: Planned) -> dict[str, Any]:
     return {"record": record, "events": events}
 
 
-def check(folder: Path, pair: tuple[str, str], method: str, kills: int, rng: random.Random) -> list[str]:
+def check(arguments: Sequence[str], folder: Path, kills: int, rng: random.Random) -> list[str]:
     """Do a run undisturbed and cut, and compare; returns a line for each kill.
 
     Raises:
         AssertionError: the outcomes differ, or a start went on from less than was saved.
     """
-    undisturbed, cut = planned(folder / "undisturbed", *pair, method), planned(folder / "cut", *pair, method)
+    undisturbed, cut = planned(arguments, folder / "undisturbed"), planned(arguments, folder / "cut")
     finish(undisturbed, folder / "cache")
     lines = []
     for i in range(kills):
@@ -117,10 +119,10 @@ def check(folder: Path, pair: tuple[str, str], method: str, kills: int, rng: ran
         found = kill(cut, folder / "cache", seconds, further)
         lines.append(f"killed {seconds:.3f} s after {further} more: {found}")
     finish(cut, folder / "cache")
-    assert outcome(cut) == outcome(undisturbed), f"{pair} {method}: the cut run ended differently"
+    assert outcome(cut) == outcome(undisturbed), f"{' '.join(arguments)}: the cut run ended differently"
     log = [json.loads(line) for line in (folder_of(cut.config) / "attempts.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in log if line["what"] in ("started", "resumed")]
-    assert steps == sorted(steps), f"{pair} {method}: an attempt began before the one it followed: {steps}"
+    assert steps == sorted(steps), f"an attempt began before the one it followed: {steps}"
     assert not any(line["what"] == "checkpoint of no use" for line in log), log
     lines.append(f"began at steps {steps}")
     return lines
@@ -129,17 +131,19 @@ def check(folder: Path, pair: tuple[str, str], method: str, kills: int, rng: ran
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--methods", nargs="+", default=choices("method"))
+    parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", default="data", help="where `make data` prepared Shakespeare (default data)")
     options = parser.parse_args(arguments)
-    for pair in PAIRS:
+    for case in options.cases:
         for method in options.methods:
+            run = (*CASES[case], f"method={method}", f"paths.data={options.data}")
             with tempfile.TemporaryDirectory() as folder:
-                rng = random.Random(f"{options.seed} {pair} {method}")
-                for line in check(Path(folder), pair, method, options.kills, rng):
+                for line in check(run, Path(folder), options.kills, random.Random(f"{options.seed} {case} {method}")):
                     print(f"  {line}")
-            print(f"{' '.join(pair)} {method}: equal to the bit after {options.kills} kills", flush=True)
+            print(f"{case} {method}: equal to the bit after {options.kills} kills", flush=True)
 
 
 if __name__ == "__main__":
