@@ -5,7 +5,8 @@ Scalar nodes whose output nobody reads are not in the paper's graph. Here they s
 """
 
 import functools
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -119,19 +120,29 @@ def _known(graph: Graph, indices: tuple[jax.ShapeDtypeStruct, ...]) -> tuple[Mas
             masks = _prune(graph, masks, zeros)
         return masks, _counts(graph, masks, zeros, indexed=False)
 
-    # Compiled ahead, so that it is run now, also inside an outer jit.
+    def repeats(zeros: Sequence[Array]) -> Any:
+        return jax.tree.map(lambda c: [jnp.all(c == _first(c, [i])) for i in range(c.ndim)], count(zeros))
+
+    def thin(zeros: Sequence[Array]) -> Any:
+        return jax.tree.map(lambda c, axes: jnp.rint(_first(c, np.flatnonzero(axes).tolist())), count(zeros), repeated)
+
+    # Twice, because what is cut away the second time is never made: it may be larger than the network.
     zeros = [np.zeros(i.shape, i.dtype) for i in indices]
-    compiled = jax.jit(count).lower(zeros).compile()
+    repeated = _evaluate(repeats, zeros)
+    masks, counts = _evaluate(thin, zeros)
     with jax.ensure_compile_time_eval():
-        masks, counts = jax.tree.map(_thin, jax.device_get(compiled(zeros)))
         masks = {n: None if np.all(mask) else jnp.asarray(mask) for n, mask in masks.items()}
-        return masks, jax.tree.map(lambda c: int(c.item()) if c.size == 1 else jnp.asarray(c), counts)
+        counts = jax.tree.map(lambda c: int(c.item()) if c.size == 1 else jnp.asarray(c), counts)
+    return masks, counts
 
 
-def _thin(array: np.ndarray) -> np.ndarray:
-    """Round, and cut to length 1 along the axes where all is the same."""
-    array = np.rint(array)
-    for axis in range(array.ndim):
-        first = array.take([0], axis)
-        array = first if np.all(array == first) else array
-    return array
+def _first(array: Array, axes: Sequence[int]) -> Array:
+    """Cut an array to length 1 along axes."""
+    return array[tuple(slice(1) if axis in axes else slice(None) for axis in range(array.ndim))]
+
+
+def _evaluate(fun: Callable[..., Any], *arguments: Any) -> Any:
+    """Compile and run a function of known arrays now, also inside an outer jit."""
+    compiled = jax.jit(fun).lower(*arguments).compile()
+    with jax.ensure_compile_time_eval():
+        return jax.device_get(compiled(*arguments))

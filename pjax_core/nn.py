@@ -3,7 +3,7 @@
 import copy
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from pjax_core import rules
 
 
 class Module:
-    """A container of parameters and of other modules, held as attributes (or in lists, dictionaries, ... of them).
+    """A container of parameters and of other modules, held as attributes (or in lists of them).
 
     Subclasses assign modules in ``__init__`` and compute in ``__call__``. A module without submodules
     that owns parameters overrides :meth:`parameters`.
@@ -29,21 +29,28 @@ class Module:
 
     __call__: Callable[..., Any]
 
-    def _modules(self) -> list[tuple[str, "Module"]]:
-        """Every module once, with its dotted name; a shared one keeps the first name it is found under."""
-        found: dict[int, tuple[str, Module]] = {}
+    def _children(self) -> dict[str, "Module"]:
+        children: dict[str, Module] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                children[name] = value
+            elif isinstance(value, (list, tuple)):
+                children |= {f"{name}.{i}": m for i, m in enumerate(value) if isinstance(m, Module)}
+        return children
+
+    def _named_modules(self) -> dict[str, "Module"]:
+        """Every module once, by dotted name; a shared one keeps the first name it is found under."""
+        found: dict[str, Module] = {}
 
         def visit(name: str, module: Module) -> None:
-            if id(module) not in found:
-                found[id(module)] = name, module
-                for attribute, value in vars(module).items():
-                    for path, leaf in jax.tree_util.tree_leaves_with_path(value, is_leaf=_is_module):
-                        if _is_module(leaf):
-                            inner = jax.tree_util.keystr(path, simple=True, separator=".")
-                            visit(".".join(filter(None, (name, attribute, inner))), leaf)
+            if any(module is known for known in found.values()):
+                return
+            found[name] = module
+            for child, submodule in module._children().items():
+                visit(f"{name}.{child}" if name else child, submodule)
 
         visit("", self)
-        return list(found.values())
+        return found
 
     def init(self, key: Array) -> dict[str, Array]:
         """Initial parameters: a flat dictionary with dotted names.
@@ -51,7 +58,7 @@ class Module:
         Every parameter's key is derived from its name, so adding a layer changes no other's values.
         """
         params: dict[str, Array] = {}
-        for name, module in self._modules():
+        for name, module in self._named_modules().items():
             own = module.parameters(jax.random.fold_in(key, zlib.crc32(name.encode())))
             params |= {f"{name}.{k}" if name else k: v for k, v in own.items()}
         return params
@@ -70,7 +77,8 @@ class Module:
                 f"params of {type(self).__name__}: missing {missing}, unexpected {extra}; expected exactly "
                 f"{list(expected)}"
             )
-        clones = {name: (module, copy.copy(module)) for name, module in self._modules()}
+        modules = self._named_modules()
+        owners: dict[int, dict[str, Array]] = {id(module): {} for module in modules.values()}
         for name, array in params.items():
             if np.shape(array) != expected[name].shape:
                 raise ValueError(
@@ -78,36 +86,39 @@ class Module:
                     f"{expected[name].shape}"
                 )
             owner, _, attribute = name.rpartition(".")
-            setattr(clones[owner][1], attribute, array)
-        clone_of = {id(module): clone for module, clone in clones.values()}
-        for clone in clone_of.values():
-            vars(clone).update(jax.tree.map(lambda x: clone_of.get(id(x), x), vars(clone), is_leaf=_is_module))
-        return clone_of[id(self)](*args)
+            owners[id(modules[owner])][attribute] = array
+        return self._bind(owners, {})(*args)
+
+    def _bind(self, owners: dict[int, dict[str, Array]], bound: dict[int, "Module"]) -> Self:
+        """Copy of this module, and of the modules in it, with parameters as attributes."""
+        if id(self) in bound:
+            return bound[id(self)]  # type: ignore[return-value]
+        clone = copy.copy(self)
+        bound[id(self)] = clone
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                setattr(clone, name, value._bind(owners, bound))
+            elif isinstance(value, (list, tuple)):
+                items = [m._bind(owners, bound) if isinstance(m, Module) else m for m in value]
+                setattr(clone, name, type(value)(items))
+        for name, array in owners[id(self)].items():
+            setattr(clone, name, array)
+        return clone
 
 
-def _is_module(x: Any) -> bool:
-    return isinstance(x, Module)
-
-
-class _Weighted(Module):
-    """A module whose one parameter is a weight of some shape, He normal."""
+class Linear(Module):
+    """``x @ weight``, no bias; weight ``(in_features, out_features)``, He normal."""
 
     weight: Array
 
-    def __init__(self, *shape: int) -> None:
+    def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
-        self.shape = shape
+        self.in_features, self.out_features = in_features, out_features
 
     def parameters(self, key: Array) -> dict[str, Array]:
-        """Variance 2 over the product of all axes of the weight but the last."""
-        return {"weight": jax.nn.initializers.he_normal()(key, self.shape)}
-
-
-class Linear(_Weighted):
-    """``x @ weight``, no bias; weight ``(in_features, out_features)``, He normal."""
-
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features)
+        """He-normal weight."""
+        shape = (self.in_features, self.out_features)
+        return {"weight": jax.nn.initializers.he_normal()(key, shape)}
 
     def __call__(self, x: Array) -> Array:
         """Map ``(..., in_features)`` to ``(..., out_features)``."""
@@ -151,7 +162,7 @@ class SkipReadout(Linear):
         return super().__call__(jnp.concatenate(xs, -1))
 
 
-class Conv2D(_Weighted):
+class Conv2D(Module):
     """Convolution without bias; weight ``(*kernel_shape, in_channels, out_channels)``, He normal.
 
     Args:
@@ -159,6 +170,8 @@ class Conv2D(_Weighted):
         kernel_shape, strides: (height, width).
         padding: ``"SAME"``, ``"VALID"`` or ``((top, bottom), (left, right))``; padding adds explicit zeros.
     """
+
+    weight: Array
 
     def __init__(
         self,
@@ -168,8 +181,13 @@ class Conv2D(_Weighted):
         strides: tuple[int, int] = (1, 1),
         padding: str | Sequence[tuple[int, int]] = "SAME",
     ) -> None:
-        super().__init__(*kernel_shape, in_channels, out_channels)
+        super().__init__()
+        self.shape = (*kernel_shape, in_channels, out_channels)
         self.strides, self.padding = strides, padding
+
+    def parameters(self, key: Array) -> dict[str, Array]:
+        """He-normal weight: variance 2 / (height * width * in_channels)."""
+        return {"weight": jax.nn.initializers.he_normal()(key, self.shape)}
 
     def __call__(self, x: Array) -> Array:
         """Map images ``(..., height, width, in_channels)`` to ``(..., height, width, out_channels)``."""
@@ -189,18 +207,25 @@ class MaxPool(Module):
         return jnp.max(x, (-3, -2))
 
 
-class Embedding(_Weighted):
-    """A vector for every token; weight ``(num_embeddings, features)``, He normal, as of a map of one-hot tokens."""
+class Embedding(Module):
+    """A vector for every token; weight ``(num_embeddings, features)``, He normal."""
+
+    weight: Array
 
     def __init__(self, num_embeddings: int, features: int) -> None:
-        super().__init__(num_embeddings, features)
+        super().__init__()
+        self.num_embeddings, self.features = num_embeddings, features
+
+    def parameters(self, key: Array) -> dict[str, Array]:
+        """He-normal weight, as of a linear map of one-hot tokens."""
+        return {"weight": jax.nn.initializers.he_normal()(key, (self.num_embeddings, self.features))}
 
     def __call__(self, tokens: ArrayLike) -> Array:
         """Map integers ``(...)`` to ``(..., features)``."""
         indices = jnp.asarray(tokens)
         if not jnp.issubdtype(indices.dtype, jnp.integer):
             raise TypeError(f"Embedding takes integer tokens; it got {indices.dtype}")
-        _check_range("tokens", tokens, self.shape[0], "embeddings")
+        _check_range("tokens", tokens, self.num_embeddings, "embeddings")
         return self.weight[indices]
 
 

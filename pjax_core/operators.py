@@ -7,48 +7,29 @@ selectable and are recorded with a run; nothing else in the engine depends on th
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable
 from typing import Any
 
 
-class Checked:
-    """A dataclass whose :func:`checked` fields refuse what they cannot honour."""
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value, (accepts, what) = getattr(self, field.name), field.metadata.get("check", (lambda _: True, ""))
-            if not accepts(value):
-                raise ValueError(f"{field.name}={value!r}: {what}")
+def require_count(name: str, value: Any) -> None:
+    """Refuse what is no positive whole number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"{name}={value!r}: a positive whole number")
 
 
-def checked(default: Any, accepts: Callable[[Any], bool], what: str) -> Any:
-    """Make a field that refuses what a function does not accept; ``what`` says what it does."""
-    return dataclasses.field(default=default, metadata={"check": (accepts, what)})
+def require_number(name: str, value: Any) -> None:
+    """Refuse what is no number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError(f"{name}={value!r}: a number")
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value is a real number."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def counter(default: int | None) -> Any:
-    """Make a field of a positive whole number, or ``None`` if that is the default."""
-
-    def accepts(value: Any) -> bool:
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        return (default is None and value is None) or (whole and int(value) > 0)
-
-    return checked(default, accepts, "a positive whole number")
-
-
-def switch(default: bool) -> Any:
-    """Make a field that is True or False."""
-    return checked(default, lambda value: isinstance(value, bool), "True or False")
+def require_bool(name: str, value: Any) -> None:
+    """Refuse what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r}: True or False")
 
 
 @dataclasses.dataclass(frozen=True)
-class Operators(Checked):
+class Operators:
     """Choices inside the projections. The defaults are exact operators in the plain metric.
 
     Attributes:
@@ -66,12 +47,25 @@ class Operators(Checked):
             keeps every fixed point.
     """
 
-    dot_newton_steps: int | None = counter(None)
-    prox_sweeps: int | None = counter(None)
-    prox_lambda: float = checked(5.0, lambda v: is_number(v) and 0 < v < math.inf, "it must be positive and finite")
-    exact_sum_relu: bool = switch(True)
-    consensus: str = checked("edges", lambda v: v in ("edges", "consumers"), "choose 'edges' or 'consumers'")
-    weighted: bool = switch(False)
+    dot_newton_steps: int | None = None
+    prox_sweeps: int | None = None
+    prox_lambda: float = 5.0
+    exact_sum_relu: bool = True
+    consensus: str = "edges"
+    weighted: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values that no projection can honour."""
+        if self.consensus not in ("edges", "consumers"):
+            raise ValueError(f"consensus={self.consensus!r}: choose 'edges' or 'consumers'")
+        require_number("prox_lambda", self.prox_lambda)
+        if not 0 < self.prox_lambda < math.inf:
+            raise ValueError(f"prox_lambda={self.prox_lambda}: it must be positive and finite")
+        for name in ("dot_newton_steps", "prox_sweeps"):
+            if getattr(self, name) is not None:
+                require_count(name, getattr(self, name))
+        for name in ("exact_sum_relu", "weighted"):
+            require_bool(name, getattr(self, name))
 
 
 EXACT = Operators()

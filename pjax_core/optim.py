@@ -17,7 +17,7 @@ from pjax_core.copies import Consensus, Edges
 from pjax_core.diagnostics import Diagnostics, diagnose
 from pjax_core.graph import Graph
 from pjax_core.history import History
-from pjax_core.operators import EXACT, Checked, Operators, checked, counter, is_number, switch
+from pjax_core.operators import EXACT, Operators, require_bool, require_count, require_number
 from pjax_core.problem import AnyHolder, Problem, State
 from pjax_core.stacking import stack
 from pjax_core.trace import Params, Program, trace_with_arrays
@@ -42,7 +42,7 @@ class Diagnosed(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class ProjectionMethod(Checked, abc.ABC):
+class ProjectionMethod(abc.ABC):
     """A projection method; its attributes are fixed, so an instance is a key of the compilation cache.
 
     Attributes:
@@ -53,16 +53,17 @@ class ProjectionMethod(Checked, abc.ABC):
         stacking: whether small equal nodes are projected as one (:mod:`pjax_core.stacking`); changes no iterate.
     """
 
-    steps_per_update: int = counter(50)
+    steps_per_update: int = 50
     operators: Operators = EXACT
     representation: Representation = "auto"
-    stacking: bool = switch(True)
+    stacking: bool = True
 
     _supported: ClassVar[tuple[str, ...]] = ()  # representations beside "auto"
 
     def __post_init__(self) -> None:
         """Refuse what no update can honour."""
-        super().__post_init__()
+        require_count("steps_per_update", self.steps_per_update)
+        require_bool("stacking", self.stacking)
         if not isinstance(self.operators, Operators):
             raise TypeError(f"operators={self.operators!r}: pass pjax.EXACT, pjax.PUBLISHED or Operators")
         if self.representation not in ("auto", *self._supported):
@@ -169,9 +170,14 @@ class _Reflecting(ProjectionMethod):
     least 32 copies of every element, and the edges of the rest, such as an output layer of 10 classes.
     """
 
-    window: int = counter(1)
+    window: int = 1
 
     _supported: ClassVar[tuple[str, ...]] = ("history", "edges")
+
+    def __post_init__(self) -> None:
+        """Refuse what no update can honour."""
+        super().__post_init__()
+        require_count("window", self.window)
 
     def gap(self, problem: Problem, z: State) -> Array:
         """``|P_A z - P_B z|``."""
@@ -184,13 +190,13 @@ class _Reflecting(ProjectionMethod):
         together = any(set(node.producers()).issubset(numbers) for numbers in self.cycle(graph))
         if self.representation == "edges" or node.primitive not in rules.bilinear_rules or not together:
             return Edges
-        # A constant has no copies to keep.
-        moving = [i for i, o in enumerate(node.operands) if any(graph.nodes[p].kind != "constant" for p in o.producers)]
-        wide = self.representation == "history" or Dots(node).fan_out(moving) >= 32
         near = {number}
         for _ in range(2):
             near |= {reader for n in near for reader, _ in graph.consumers[n]}
         near_loss = any(graph.nodes[n].kind == "loss" for n in near)
+        # A constant's copies are not kept; a narrow layer near the loss needs its edges all the same.
+        moving = [i for i, o in enumerate(node.operands) if any(graph.nodes[p].kind != "constant" for p in o.producers)]
+        wide = self.representation == "history" or Dots(node).fan_out((0, 1) if near_loss else moving) >= 32
         window = self.window + near_loss
         gram = window > 1 or number not in self.cycle(graph)[0]
         return functools.partial(History, window=window, gram=gram) if wide else Edges
@@ -206,7 +212,14 @@ class DouglasRachford(_Reflecting):
     History is exact with a window of ``steps_per_update + 1``.
     """
 
-    relaxation: float = checked(0.5, lambda v: is_number(v) and 0 < v <= 1, "it lies in (0, 1]; 0.5 as published")
+    relaxation: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse what no update can honour."""
+        super().__post_init__()
+        require_number("relaxation", self.relaxation)
+        if not 0 < self.relaxation <= 1:
+            raise ValueError(f"relaxation={self.relaxation}: it lies in (0, 1]; 0.5 as published")
 
     def step(self, problem: Problem, z: State) -> State:
         """Reflect, project, average; the shadow is read out of the governing iterate."""
@@ -255,11 +268,14 @@ class DifferenceMap(_Reflecting):
     History is exact with a window of ``2 * steps_per_update + 1``.
     """
 
-    beta: float = checked(
-        1.0,
-        lambda v: is_number(v) and math.isfinite(v) and v != 0,
-        "a number but 0, which never moves; its size is usually near 1",
-    )
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what no update can honour."""
+        super().__post_init__()
+        require_number("beta", self.beta)
+        if not math.isfinite(self.beta) or self.beta == 0:
+            raise ValueError(f"beta={self.beta}: a number but 0, which never moves; its size is usually near 1")
 
     def step(self, problem: Problem, z: State) -> State:
         """Project four times, twice where beta is 1 or -1."""
@@ -281,7 +297,7 @@ def _solve(
     traced = program.values(captured, leaves)
     names = {origin: f"{n}:{node.name}" for n, node in enumerate(graph.nodes) for origin in node.origins}
     if method.stacking:
-        graph = stack(graph, method.cycle(graph), indices)
+        graph = stack(graph, method.cycle(graph))
     values = graph.values(traced, constants, indices)
     loss = jnp.mean(jnp.concatenate([values[i].ravel() for i in graph.numbers("loss")]))
     problem = Problem(graph, values, indices, method)

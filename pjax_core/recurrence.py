@@ -17,7 +17,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Var, jaxpr_as_fun
 from jax.extend.core import primitives as jax_primitives
 
 from pjax_core import rules
-from pjax_core.graph import Copy, Node, Source
+from pjax_core.graph import Copies, Copy, Node, Source
 from pjax_core.jaxprs import Value, array_of, at_once, aval, called
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def trace_scan(tracer: "JaxprTracer", eqn: JaxprEqn, inputs: list[Any], wanted: 
         elif body.jaxpr.outvars[i] is body.jaxpr.invars[start + i]:
             axes[start + i] = None
         else:
-            source = tracer.copy(jax_primitives.copy_p, {}, [])  # its input is known below
+            (source,) = tracer.copies.append(jax_primitives.copy_p, {}, [])  # its input is known below
             arguments[start + i], shifted[i] = Value(source, before[i]), source[1]
     stacked = jax.vmap(jaxpr_as_fun(body), tuple(axes), axis_size=length)
     outputs = tracer.derive(eqn, stacked, *arguments, wanted=[True] * count + list(wanted[count:]))
@@ -65,14 +65,14 @@ def trace_scan(tracer: "JaxprTracer", eqn: JaxprEqn, inputs: list[Any], wanted: 
         if _moves(tracer.copies, carry.source, number):
             node = Node("constraint", "identity", carry.array.shape, carry.array.dtype, rules.identity_p)
             carry = tracer.add(node, [carry], before[i])
-        tracer.copies[number] = Copy(jax_primitives.copy_p, (), (carry.source,))
+        tracer.copies.made[number] = Copy(jax_primitives.copy_p, (), (carry.source,)), number
     return [*last, *outputs[count:]]
 
 
-def _moves(copies: Sequence[Copy], source: Source, number: int) -> bool:
+def _moves(copies: Copies, source: Source, number: int) -> bool:
     """Whether a value is made of a result of a copy by copies alone."""
     kind, made = source
-    return kind == "copy" and (made == number or any(_moves(copies, x, number) for x in copies[made].inputs))
+    return kind == "copy" and (made == number or any(_moves(copies, x, number) for x in copies.made[made][0].inputs))
 
 
 def _depends(jaxpr: Jaxpr, inputs: Sequence[bool]) -> list[bool]:

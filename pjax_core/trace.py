@@ -11,7 +11,7 @@ The same walk over the equations gives the graph, from shapes, and the forward p
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +27,7 @@ from jax.sharding import AxisType
 from pjax_core import rules
 from pjax_core.bipartite import make_bipartite
 from pjax_core.fusion import fuse, needed
-from pjax_core.graph import Copy, Graph, Node, Operand, Source
+from pjax_core.graph import Copies, Graph, Node
 from pjax_core.jaxprs import Fingerprint, Value, array_of, at_once, aval, bind, called, fingerprint
 from pjax_core.recurrence import trace_scan
 
@@ -87,9 +87,12 @@ def trace_with_arrays(fun: Callable[[Params], Any], params: Params) -> Trace:
         except TypeError as error:
             raise TypeError(f"parameter {name!r} is no array but {leaf!r}") from error
         if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize < 4:
+            why = (
+                "whose rounding is larger than a projection step" if jnp.issubdtype(dtype, jnp.floating) else "no float"
+            )
             raise TypeError(
-                f"parameter {name!r} has dtype {dtype}; use float32 or float64 parameters (half precision rounds by "
-                "more than a projection step). Close over integer arrays instead of passing them as params"
+                f"parameter {name!r} has dtype {dtype}, {why}; use float32 or float64 parameters. Close over integer "
+                "arrays instead of passing them as params"
             )
     closed = jax.make_jaxpr(fun)(params)
     for array in [*closed.consts, *(leaf for _, leaf in leaves)]:
@@ -113,7 +116,7 @@ class JaxprTracer:
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self.inputs: list[Sequence[Value]] = []  # by node; operands when all equations are known
-        self.copies: list[Copy] = []
+        self.copies = Copies()
         self.constants: dict[int, Any] = {}  # by node
         self.indices: list[Any] = []
         self.values: list[Any] = []  # of nodes that are not constants
@@ -137,11 +140,6 @@ class JaxprTracer:
         self.nodes.append(node)
         self.inputs.append(inputs)
         return Value(("producer", len(self.nodes) - 1), array)
-
-    def copy(self, prim: Primitive, params: Mapping[str, Any], inputs: Iterable[Source]) -> Source:
-        """Append a copy."""
-        self.copies.append(Copy(prim, tuple(sorted(params.items())), tuple(inputs)))
-        return "copy", len(self.copies) - 1
 
     def value(self, x: Any) -> Value:
         """Make the node of a constant, one for the same array; anything else is a value already."""
@@ -195,11 +193,11 @@ class JaxprTracer:
         if isinstance(simpler, str):
             raise self.error(eqn, f"cannot be projected: {simpler}")
         if simpler is not None:
-            return self.derive(eqn, simpler, *inputs, wanted=wanted)
+            return self.derive(eqn, simpler, *inputs)
         if prim is jax_primitives.convert_element_type_p and aval(eqn.invars[0]).dtype == aval(eqn.outvars[0]).dtype:
             return inputs
         if prim in rules.copy_rules:
-            return [self._copy(eqn, inputs)]
+            return self._copy(eqn, inputs)
         if prim is jax_primitives.max_p and any(map(_is_zero, inputs)):
             (kept,) = (x for x in inputs if isinstance(x, Value))
             prim, inputs, params = rules.sum_relu_p, [self._broadcast(eqn, kept, aval(eqn.outvars[0]).shape)], {}
@@ -240,21 +238,20 @@ class JaxprTracer:
     def _is_loss(self, x: Any) -> bool:
         return isinstance(x, Value) and x.source[0] == "producer" and self.nodes[x.source[1]].kind == "loss"
 
-    def _copy(self, eqn: JaxprEqn, inputs: Sequence[Any]) -> Value:
+    def _copy(self, eqn: JaxprEqn, inputs: Sequence[Any]) -> list[Value]:
         """Trace a copy; what it moves may depend on parameters, where it moves that to may not."""
         prim, data, values = eqn.primitive, rules.copy_rules[eqn.primitive], list[Value]()
         for position, x in enumerate(inputs):
             if data is None or position in data:
                 values.append(self.value(x))
-            elif isinstance(x, Value) and x.source[0] == "index":  # of a graph that is traced again
-                values.append(x)
             elif isinstance(x, Value):
                 raise self.error(eqn, "is indexed by a value that depends on a parameter; indices must be constants")
             else:
                 values.append(Value(("index", len(self.indices)), x))
                 self.indices.append(x)
-        result = self.copy(prim, eqn.params, [x.source for x in values])
-        return Value(result, *bind(prim, [x.array for x in values], eqn.params, [*map(aval, eqn.outvars)]))
+        results = self.copies.append(prim, eqn.params, [x.source for x in values], len(eqn.outvars))
+        arrays = bind(prim, [x.array for x in values], eqn.params, [*map(aval, eqn.outvars)])
+        return [*map(Value, results, arrays)]
 
     def _constraint(self, eqn: JaxprEqn, prim: Primitive, inputs: Sequence[Any], params: Mapping[str, Any]) -> Value:
         """Trace a constraint or loss. Constants take the dtype of what they meet; small inputs are copied to fit."""
@@ -292,7 +289,7 @@ class JaxprTracer:
             if not x.array.size:
                 raise TypeError(f"a loss of shape {x.array.shape} has no sample; pass at least one")
         nodes = [
-            dataclasses.replace(node, operands=tuple(Operand.of(*x, self.copies) for x in inputs))
+            dataclasses.replace(node, operands=tuple(self.copies.operand(*x) for x in inputs))
             for node, inputs in zip(self.nodes, self.inputs, strict=True)
         ]
         losses = [x.source[1] for x in outputs]

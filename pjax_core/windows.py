@@ -94,7 +94,8 @@ def _simplify_conv(
         x, w = x.transpose(dimension_numbers.lhs_spec), w.transpose(dimension_numbers.rhs_spec)
         patches = jnp.stack(windows(x, w.shape[2:], params["window_strides"], params["rhs_dilation"]))
         patches = jnp.moveaxis(patches, 2, 0).reshape(-1, x.shape[0], *patches.shape[3:])
-        out = jnp.tensordot(patches, w.reshape(channels, -1), ((0,), (1,)))
+        kept = {name: params[name] for name in ("precision", "preferred_element_type")}
+        out = jnp.tensordot(patches, w.reshape(channels, -1), ((0,), (1,)), **kept)
         batch, channel, *space = dimension_numbers.out_spec
         return jnp.moveaxis(out, range(out.ndim), (batch, *space, channel))
 

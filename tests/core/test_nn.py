@@ -50,24 +50,6 @@ def test_a_shared_module_has_one_parameter():
     assert vars(model).keys() == vars(Shared()).keys()  # applying binds a copy
 
 
-def test_modules_are_found_in_lists_and_dictionaries_of_any_depth():
-    class Heads(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.heads = {"a": nn.Linear(3, 2), "b": [(nn.Linear(3, 2), None), nn.Linear(3, 2)]}
-
-        def __call__(self, x):
-            (first, _), second = self.heads["b"]
-            return self.heads["a"](x) + first(x) - second(x)
-
-    model, x = Heads(), jnp.ones((4, 3))
-    params = model.init(jax.random.key(0))
-    assert list(params) == ["heads.a.weight", "heads.b.0.0.weight", "heads.b.1.weight"]
-    a, first, second = params.values()
-    np.testing.assert_allclose(model.apply(params, x), x @ (a + first - second), rtol=1e-6)
-    assert not hasattr(model.heads["a"], "weight")
-
-
 def test_wrong_parameter_names_are_listed():
     model = MLP((5, 4, 3))
     params = model.init(jax.random.key(0))
