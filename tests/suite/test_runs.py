@@ -187,7 +187,7 @@ REFUSED = [
     "protocol.batch_size=100000",
     "protocol.validation_fraction=0.0001",
     "dataset.num_classes=5",
-    "dataset.test_fraction=2",
+    "dataset.test_fraction=null",
 ]
 """Options that compose, but that the engine or the data do not allow."""
 
