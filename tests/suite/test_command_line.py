@@ -238,7 +238,7 @@ def test_ctrl_c_keeps_finished_runs_and_the_next_start_continues(tmp_path: Path)
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "interrupted: 1 of 2 runs are finished and stay. To continue, repeat the command." in output
+    assert "interrupted: 1 of 2 runs are finished and stay, and the next start goes on with" in output
     assert "Traceback" not in errors
     assert len(list(tmp_path.glob("*/record.json"))) == 1
     assert not list(tmp_path.glob("*/FAILED.json"))
