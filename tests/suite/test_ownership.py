@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import filelock
@@ -133,7 +134,8 @@ def test_reproduce_comes_back_to_a_run_that_another_process_gave_up(
     folder.mkdir(parents=True)
     lock = filelock.FileLock(folder / "run.lock")
     lock.acquire()
-    monkeypatch.setattr(reproduce.time, "sleep", lambda seconds: lock.release())
+    # Not of the module time itself: whoever waits for a lock sleeps too.
+    monkeypatch.setattr(reproduce, "time", SimpleNamespace(sleep=lambda seconds: lock.release()))
     assert run_missing([busy, free]) == {}
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("  ")]
     assert lines[2].startswith(f"not finished: {folder.name} is being worked on by another process")
