@@ -86,7 +86,7 @@ def test_a_write_that_fails_stops_one_run_and_no_other(
     full = [True]
 
     def refuse(path: Path) -> None:
-        if full[0] and path.is_relative_to(folder) and 100 in saved_steps(folder):
+        if full[0] and path.is_relative_to(folder) and max(saved_steps(folder), default=0) >= 100:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     def open_file(self: Path, *arguments: Any, **options: Any) -> Any:
