@@ -114,7 +114,7 @@ $(STAMP) $(TFDS)/.locked:
 # Renew the locks after changing a dependency in pyproject.toml; needs uv. A change of a lock renews its environment by
 # itself. What both environments have is the same in both.
 COMPILE = $(UV) pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-annotate \
-  --no-emit-index-url --python-version 3.11 --extra suite pyproject.toml
+  --python-version 3.11 --extra suite pyproject.toml
 lock:
 	$(COMPILE) --extra dev -o $(LOCK)
 	$(COMPILE) --extra tfds -c $(LOCK) -o $(TFDS_LOCK)

@@ -127,6 +127,9 @@ def judge_ours(published: Published, comparisons: Sequence[Comparison], depths: 
         present = [ours for ours in chosen if ours is not None]
         if len(present) < len(keys):
             return None
+        # What the limit of steps ended is not what the paper's runs are.
+        if metric not in TIMES and any(ours.cut for ours in present):
+            return None
         # Times of different devices compare with nothing.
         if metric in TIMES and len({ours.device for ours in present}) > 1:
             return None

@@ -136,12 +136,15 @@ def compare(records: pd.DataFrame, published: Published, table: int) -> Comparis
 
 
 def _judged(rows: Sequence[Row]) -> list[Row]:
-    """Rows with their judgements; a cell is one test, so only the row with the most seeds is judged."""
+    """Rows with their judgements; a cell is one test, so only one row is judged.
+
+    One of complete runs comes before one that the limit of steps cut, then the one with the most seeds.
+    """
     main: dict[CellKey, int] = {}
     for number, row in enumerate(rows):
         if row.ours and row.ours.engine != "exact" and not (row.ours.subset or row.ours.altered):
             best = rows[main[row.published.key]].ours if row.published.key in main else None
-            if best is None or len(row.ours.seeds) > len(best.seeds):
+            if best is None or (not row.ours.cut, len(row.ours.seeds)) > (not best.cut, len(best.seeds)):
                 main[row.published.key] = number
     chosen = sorted(main.values())
     found: dict[int, dict[str, Judgement]] = {number: {} for number in chosen}

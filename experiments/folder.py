@@ -89,8 +89,6 @@ class RunFolder:
     def begin(self, snapshot: Snapshot | None) -> None:
         """Start, or go on from a snapshot: events after it are dropped, and come again."""
         self._step = snapshot.step if snapshot else 0
-        with writing(self.path / "FAILED.json"):
-            (self.path / "FAILED.json").unlink(missing_ok=True)
         write_whole(self.path / "config.yaml", yaml.safe_dump(scientific_config(self.config), sort_keys=False))
         write_json(self.path / "environment.json", self._environment)
         _write_command(self.path / "command.sh", [each for each in self._overrides if not each.startswith(UNSAID)])
@@ -99,6 +97,9 @@ class RunFolder:
         code = {name: self._environment[name] for name in ("commit", "dirty", "device")}
         jax_version = self._environment["versions"]["jax"]
         self._note_attempt("resumed" if snapshot else "started", self._step, self._started, **code, jax=jax_version)
+        # Last, so that a disk that is full leaves the failure as it was.
+        with writing(self.path / "FAILED.json"):
+            (self.path / "FAILED.json").unlink(missing_ok=True)
         kept = {str(step) for step in saved_steps(self.path) if snapshot and step <= self._step}
         for path in self.path.glob("checkpoint/*"):
             # Later ones come again; others are what a process left that was killed while it wrote.
@@ -126,13 +127,15 @@ class RunFolder:
             write_whole(self.path / name, content)
         if "attempts.jsonl" not in self._earlier:
             for name in WRITTEN:
-                (self.path / name).unlink(missing_ok=True)
+                with writing(self.path / name):
+                    (self.path / name).unlink(missing_ok=True)
 
     def finished(self, outcome: Any) -> Record:
         """Write the record, after which the checkpoints are of no use."""
         self._owner.check()
         data = self.data
-        begun = next(line for line in reversed(self._log) if line["what"] == "started")
+        # Where the log of earlier attempts is lost, its first line is this attempt's.
+        begun = next((line for line in reversed(self._log) if line["what"] == "started"), self._log[0])
         clocks = outcome.clocks and dataclasses.replace(outcome.clocks, attempts=self._attempt - begun["attempt"] + 1)
         record = Record(
             schema_version=SCHEMA_VERSION,

@@ -119,11 +119,7 @@ class Runs:
 
     def split(self, x: NDArray[Any], y: NDArray[np.int32], rows: Sequence[NDArray[Any]]) -> Split:
         """Samples and every run's rows of them, on the device."""
-        return Split(
-            jax.device_put(x),
-            jax.device_put(y),
-            self.stack([np.asarray(r, np.int32) for r in rows]),
-        )
+        return Split(jax.device_put(x), jax.device_put(y), self.stack([np.asarray(r, np.int32) for r in rows]))
 
     def _batched(self, fun: Callable[..., Any], axes: tuple[Any, ...], out_axes: Any = 0) -> Callable[..., Any]:
         return jax.vmap(fun, axes, out_axes) if self.together else fun

@@ -28,16 +28,16 @@ def table(planned: list[Planned]) -> Table:
         config = run.config
         cells.setdefault((config.dataset.name, config.model.name, config.method.name), []).append(run)
     found = Table("data set", "model", "method", "to do", "memory", "", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    loaded: dict[str, Dataset] = {}  # each data set once
+    loaded: tuple[str, Dataset] | None = None  # the last one: cells come by data set, and several may not fit at once
     for names, runs in cells.items():
         config = runs[0].config
         left = sum(status_of(run.config) is not Status.DONE for run in runs)
         try:
             # By the whole configuration: a preset may read less of a data set for some networks.
             wanted = str(config.dataset)
-            if wanted not in loaded:
-                loaded[wanted] = load(config.dataset, config.data_dir)
-            needed = predicted_bytes(config, loaded[wanted])
+            if loaded is None or loaded[0] != wanted:
+                loaded = wanted, load(config.dataset, config.data_dir)
+            needed = predicted_bytes(config, loaded[1])
         except UsageError as error:
             found.add_row(*names, str(left), "", f"cannot be done: {error}")
             continue

@@ -195,9 +195,13 @@ def _train(
             outcomes |= _train({i: begun[i] for i in program}, program, on_event, interruption)
         return outcomes
     except UsageError as error:
-        for folder in begun.values():
-            folder.withdraw()
-        return outcomes | dict.fromkeys(begun, error)
+        outcomes |= dict.fromkeys(begun, error)
+        for i, folder in begun.items():
+            try:
+                folder.withdraw()
+            except StorageError as full:
+                outcomes[i] = full
+        return outcomes
     except (StorageError, RunBusy) as error:
         for folder in begun.values():
             folder.ended("not written" if isinstance(error, StorageError) else "lost")

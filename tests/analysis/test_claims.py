@@ -116,6 +116,18 @@ def test_one_difference_decides_a_claim_about_one(
     assert ours(runs)["depth-hurts-dr"].outcome is Outcome.NOT_ENOUGH_DATA
 
 
+def test_runs_that_the_limit_of_steps_ended_decide_no_claim_but_one_of_times(runs: Path, write_all: Any) -> None:
+    write_all(5)
+    for path in runs.glob("*/record.json"):
+        record = json.loads(path.read_text())
+        record["metrics"]["stopped_by"] = "max_steps"
+        path.write_text(json.dumps(record))
+    decided = {
+        finding.claim.metric for finding in ours(runs).values() if finding.outcome is not Outcome.NOT_ENOUGH_DATA
+    }
+    assert decided <= {"ms_per_step", "device_ms"}
+
+
 def test_times_of_two_devices_are_not_compared(runs: Path, write_run: Any) -> None:
     for seed in range(3):
         write_run(seed=seed, clocks__published_ms_per_step=1.0 + 0.01 * seed)

@@ -167,6 +167,7 @@ def test_make_takes_its_command_line() -> None:
         (["sweep=table2,table3", "dataset=mnist", "method=sgd", "seeds=1"], ["--dataset", "mnist"]),
         (["sweep=demo", "seeds=1"], []),
         (["sweep=demo", "preset=demo", "seeds=1"], None),
+        (["sweep=table2", "preset=quick", "dataset=mnist", "method=sgd"], []),
     ],
 )
 def test_reproduce_ends_with_what_its_runs_say(
@@ -189,6 +190,8 @@ def test_reproduce_ends_with_what_its_runs_say(
         places = {"tables": out / "tables", "figures": out / "figures", "report": out / "report.html"}
         expected = [[f"analysis.{verb}", str(runs), "--out", str(place)] for verb, place in places.items()]
         expected[0][2:2] = narrowed
+    if "preset=quick" in arguments:
+        expected = [["analysis.report", str(runs), "--out", str(out / "report.html")]]
     monkeypatch.setattr(sys, "argv", ["reproduce"])
     monkeypatch.setattr(reproduce, "parse", lambda *arguments: planned)
     monkeypatch.setattr(reproduce, "run_missing", lambda planned: {})

@@ -136,6 +136,13 @@ def test_half_a_line_of_attempts_is_dropped(short: Callable[..., Planned]) -> No
     assert attempts(planned) == [(1, "started", 0), (2, "started", 0), (2, "finished", 200)]
 
 
+def test_a_checkpoint_goes_on_without_the_log_of_the_attempts_before(cut_run: Callable[[str], Planned]) -> None:
+    planned = cut_run("adam")
+    (folder_of(planned.config) / "attempts.jsonl").unlink()
+    assert execute(planned.config, planned.overrides, ignore) is not None
+    assert attempts(planned) == [(1, "resumed", 100), (1, "finished", 200)]
+
+
 def test_a_disk_that_cannot_be_read_costs_no_checkpoint(
     cut_run: Callable[[str], Planned], monkeypatch: pytest.MonkeyPatch
 ) -> None:
