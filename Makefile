@@ -18,6 +18,8 @@ DATASET =
 PRESET = paper
 SEEDS =
 TOGETHER =
+JOBS =
+MEASURE =
 MODEL =
 METHOD =
 ENGINE =
@@ -37,7 +39,7 @@ tables = $(if $(filter all,$(1)),2$(comma)3$(comma)4,$(1))
 SWEEP = $(call quoted,sweep=table$(subst $(comma),$(comma)table,$(call tables,$(TABLE))))
 COPY = $(call arg,SUBSET,dataset.subset) $(call arg,ALTERED,dataset.altered)
 SELECTION = $(call arg,DATASET,dataset) $(call arg,PRESET,preset) $(call arg,SEEDS,seeds) \
-            $(COPY) $(call arg,TOGETHER,together) $(call arg,MODEL,model) $(call arg,METHOD,method) $(call arg,ENGINE,engine)
+            $(COPY) $(call arg,TOGETHER,together) $(call arg,JOBS,jobs) $(call arg,MODEL,model) $(call arg,METHOD,method) $(call arg,ENGINE,engine)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint data reproduce tables figures report check-latex status plan clean setup lock
@@ -62,7 +64,7 @@ data: $(if $(filter tfds,$(SOURCE)),$(TFDS)/.locked,$(STAMP)) ## download a data
 	@$(if $(filter tfds,$(SOURCE)),$(TFDS)/bin,$(BIN))/python -m experiments.data \
 	  $(call arg,DATASET,dataset) $(call arg,RAW,raw) $(call arg,SOURCE,source) $(COPY)
 
-reproduce: $(STAMP) ## run what is missing, then tables, figures and report: TABLE=2,3,4,all PRESET=paper,quick,smoke [DATASET= MODEL= METHOD= SEEDS= ENGINE= TOGETHER=yes]
+reproduce: $(STAMP) ## run what is missing, then tables, figures and report: TABLE=2,3,4,all PRESET=paper,quick,smoke [DATASET= MODEL= METHOD= SEEDS= ENGINE= JOBS=2 TOGETHER=yes]
 	@$(BIN)/python -m experiments.reproduce $(SWEEP) $(SELECTION)
 
 tables: $(STAMP) ## print ours beside published, from the records that exist: tables that have some, or [TABLE= DATASET=]
@@ -85,8 +87,8 @@ $(GRAPHS): | $(STAMP)
 status: $(STAMP) ## grid of cells: done, running, cut, failed, missing [TABLE= PRESET= DATASET= MODEL= METHOD= SEEDS=]
 	@$(BIN)/python -m experiments.status $(SWEEP) $(SELECTION)
 
-plan: $(STAMP) ## what a table would take: runs to do, and the memory of each cell, before anything runs
-	@$(BIN)/python -m experiments.plan $(SWEEP) $(SELECTION)
+plan: $(STAMP) ## what a table would take, before anything runs: runs to do, memory and time of each cell [MEASURE=yes: also of new ones]
+	@$(BIN)/python -m experiments.plan $(SWEEP) $(SELECTION) $(call arg,MEASURE,measure)
 
 clean: ## remove caches and the virtual environment; never results or data
 	rm -rf .venv $(TFDS) .pytest_cache .ruff_cache build dist *.egg-info

@@ -33,9 +33,14 @@ def parse(prog: str, description: str) -> list[Planned]:
     Raises:
         UsageError: an unknown sweep, choice or key.
     """
+    return plan(read(prog, description))
+
+
+def read(prog: str, description: str) -> list[str]:
+    """The `key=value` arguments of the command line, whose help says which there are."""
     parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("arguments", nargs="*", metavar="key=value", help=HELP % ", ".join(choices("sweep")))
-    return plan(parser.parse_args().arguments)
+    return parser.parse_args().arguments
 
 
 def plan(arguments: Sequence[str]) -> list[Planned]:
@@ -62,16 +67,35 @@ def plan(arguments: Sequence[str]) -> list[Planned]:
     if together not in ("yes", "no"):
         raise UsageError(f"together={together}: yes or no")
     cells = _narrowed({sweep: sweep_cells(sweep) for sweep in sweeps}, given)
-    common = [f"{key}={value}" for key, value in given.items()]
+    kept = _for_some(given, {cell["dataset"] for _, cell in cells})
     planned = []
     for sweep, chosen in cells:
         cell = [f"{key}={value}" for key, value in chosen.items()]
+        common = [
+            f"{key}={value}" for key, value in given.items() if chosen["dataset"] in kept.get(key, chosen.values())
+        ]
         # Composing takes a tenth of a second, so a cell is composed once and not once per seed.
         config = compose_run([*cell, *common])
+        if together == "yes" and config.jobs > 1:
+            raise UsageError(f"together=yes and jobs={config.jobs}: one program or several processes, not both")
         for seed in range(int(seeds) if seeds else config.preset.seeds):
             overrides = (*cell, f"seed={seed}", *common)
             planned.append(Planned(sweep, dataclasses.replace(config, seed=seed), overrides, together == "yes"))
     return planned
+
+
+def _for_some(given: dict[str, str], datasets: set[str]) -> dict[str, set[str]]:
+    """What is said of copies of data, and for which data sets: those that may have such ones, or else all refuse it."""
+    keys = [f"dataset.{key}" for key in ("subset", "altered") if f"dataset.{key}" in given]
+    if not keys:
+        return {}
+    from experiments.data import DATASETS
+
+    accepting = {
+        key: {name for name in datasets if key.removeprefix("dataset.") in getattr(DATASETS.get(name), "ACCEPTS", ())}
+        for key in keys
+    }
+    return {key: names or datasets for key, names in accepting.items()}
 
 
 def _narrowed(sweeps: dict[str, list[dict[str, str]]], given: dict[str, str]) -> list[tuple[str, dict[str, str]]]:

@@ -166,7 +166,11 @@ class PathsConfig:
 
 @dataclass
 class RunConfig:
-    """One run."""
+    """One run.
+
+    Attributes:
+        jobs: how many runs this machine does at once, of which this is one: it gets its share of the memory.
+    """
 
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -179,6 +183,7 @@ class RunConfig:
     retry_failed: bool = MISSING
     memory_gb: float | None = MISSING
     checkpoint_every_s: float = MISSING
+    jobs: int = MISSING
 
     @property
     def results_dir(self) -> Path:
@@ -222,6 +227,7 @@ def _validate(config: RunConfig) -> None:
             config.dataset.test_fraction is None or 0 < config.dataset.test_fraction < 1,
             f"dataset.test_fraction={config.dataset.test_fraction} is not between 0 and 1",
         ),
+        (config.jobs > 0, f"jobs={config.jobs} is not positive"),
         (config.memory_gb is None or config.memory_gb > 0, f"memory_gb={config.memory_gb} is not positive"),
         (
             0 <= config.checkpoint_every_s < math.inf,

@@ -14,8 +14,8 @@ from experiments.config import ROOT
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "hydra-core", "scikit-learn")
 
 
-def describe() -> dict[str, Any]:
-    """Commit, versions and devices."""
+def describe(jobs: int = 1) -> dict[str, Any]:
+    """Commit, versions and devices; a device that so many runs share is another one, as times go."""
     import jax
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -32,7 +32,8 @@ def describe() -> dict[str, Any]:
         "cpu": cpu,
         "backend": jax.default_backend(),
         # In words, as the tables print it; JAX itself only says "cpu" of a processor.
-        "device": cpu if devices[0].platform == "cpu" else f"{len(devices)} x {devices[0].device_kind}",
+        "device": (cpu if devices[0].platform == "cpu" else f"{len(devices)} x {devices[0].device_kind}")
+        + (f", {jobs} runs at once" if jobs > 1 else ""),
     }
 
 

@@ -32,7 +32,7 @@ from experiments.storage import StorageError, append, discard, relative, write_w
 if TYPE_CHECKING:
     from experiments.checkpoint import Snapshot
 
-UNSAID = ("paths.", "retry_failed", "memory_gb", "checkpoint_every_s", "hydra.", "+sweep")
+UNSAID = ("paths.", "retry_failed", "memory_gb", "checkpoint_every_s", "jobs", "hydra.", "+sweep")
 """Arguments that `command.sh` leaves to the machine that repeats the run."""
 WRITTEN = ("config.yaml", "environment.json", "command.sh", "events.jsonl", "attempts.jsonl")
 
@@ -53,7 +53,7 @@ class RunFolder:
 
         self.path, self.config, self.data = path, config, data
         self._overrides, self._owner = overrides, owner
-        self._started, self._environment, self._step = _now(), describe(), 0
+        self._started, self._environment, self._step = _now(), describe(config.jobs), 0
         self._earlier = {
             name: (path / name).read_text() for name in ("FAILED.json", "attempts.jsonl") if (path / name).exists()
         }

@@ -253,13 +253,13 @@ class Runs:
         Raises:
             UsageError: says how much, and the largest power of two that fits as a batch.
         """
-        batch, given = self.protocol.batch_size, self.configs[0].memory_gb
-        limit = limit_bytes(given)
+        batch, given, jobs = self.protocol.batch_size, self.configs[0].memory_gb, self.configs[0].jobs
+        limit = limit_bytes(given, jobs)
         chunk = self.compile_chunk(batch)
         needed = peak_bytes(chunk)
         if limit is None or needed is None or needed <= limit:
             return chunk
-        where = "memory_gb" if given else "this device"
+        where = "memory_gb" if given else "this device" if jobs == 1 else f"each of jobs={jobs}"
         if self.together:
             raise UsageError(
                 f"{len(self.each)} seeds in one program take {gigabytes(needed)} of memory, more than the "

@@ -42,9 +42,12 @@ def device_bytes() -> int | None:
     return min(found, default=None)
 
 
-def limit_bytes(memory_gb: float | None) -> float | None:
-    """What a run may take: what its configuration says (10^9 bytes), or what the device has."""
-    return device_bytes() if memory_gb is None else 1e9 * memory_gb
+def limit_bytes(memory_gb: float | None, jobs: int = 1) -> float | None:
+    """What a run may take: what its configuration says (10^9 bytes), or its share of what the device has."""
+    if memory_gb is not None:
+        return 1e9 * memory_gb
+    found = device_bytes()
+    return None if found is None else found / jobs
 
 
 def gigabytes(size: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Self
 
 from rich.console import Console
@@ -41,6 +42,13 @@ def describe_record(record: Record) -> str:
     )
 
 
+def describe_outcome(outcome: Record | Exception | None) -> str:
+    """How a run ended, in words."""
+    if isinstance(outcome, Exception):
+        return f"not finished: {outcome}"
+    return "finished by another process" if outcome is None else describe_record(outcome)
+
+
 def byte_bars() -> Progress:
     """Bars for files that come or are read; on a terminal alone, on its error output."""
     console = Console(stderr=True)
@@ -49,7 +57,10 @@ def byte_bars() -> Progress:
 
 
 class RunProgress:
-    """Shows runs one after the other; use it in a `with` block."""
+    """Shows runs as they go on; use it in a `with` block.
+
+    The time left is to the last step that the protocol allows; a run that stops early needs less.
+    """
 
     def __init__(self, total: int) -> None:
         self._console = Console()
@@ -58,14 +69,16 @@ class RunProgress:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TextColumn("at most"),
+            TimeRemainingColumn(),
             TextColumn("{task.fields[detail]}"),
             console=self._console,
             disable=not self._console.is_terminal,
+            # Evaluations may be many minutes apart.
+            speed_estimate_period=24 * 3600,
         )
         self._overall = self._bars.add_task("runs", total=total, detail="")
-        self._current: TaskID | None = None
-        self._best = 0.0
-        self._events, self._count = 0, 1
+        self._shown: dict[str, _Shown] = {}
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -76,31 +89,41 @@ class RunProgress:
 
     def start(self, config: RunConfig, count: int = 1) -> None:
         """A run begins, or several that share its program."""
-        self._best, self._events, self._count = 0.0, 0, count
         name = run_id(config) + (f" and {count - 1} more" if count > 1 else "")
-        self._current = self._bars.add_task(name, total=config.protocol.max_steps, detail="compiling")
+        task = self._bars.add_task(name, total=config.protocol.max_steps, detail="compiling")
+        self._shown[run_id(config)] = _Shown(task, count)
         if not self._console.is_terminal:
             self.line(f"{name}: started")
 
-    def event(self, event: Event) -> None:
-        """The current run was evaluated."""
-        self._best = max(self._best, event.validation_accuracy)
-        detail = describe_event(event, self._best)
-        if self._current is not None:
-            self._bars.update(self._current, completed=event.step, detail=detail)
-        if not self._console.is_terminal and self._events % EVENTS_BETWEEN_LINES == 0:
-            self.line(f"  {detail}")
-        self._events += 1
+    def event(self, config: RunConfig, event: Event) -> None:
+        """A run that began was evaluated, or one that shares its program."""
+        shown = self._shown[run_id(config)]
+        shown.best = max(shown.best, event.validation_accuracy)
+        detail = describe_event(event, shown.best)
+        self._bars.update(shown.task, completed=event.step, detail=detail)
+        if not self._console.is_terminal and shown.events % EVENTS_BETWEEN_LINES == 0:
+            name = f"{run_id(config)}: " if len(self._shown) > 1 else ""
+            self.line(f"  {name}{detail}")
+        shown.events += 1
 
-    def end(self, *messages: str, left: int = 0) -> None:
-        """The current runs ended; messages say how. So many of them are left for later."""
-        if self._current is not None:
-            self._bars.remove_task(self._current)
-            self._current = None
-        self._bars.advance(self._overall, self._count - left)
+    def end(self, config: RunConfig, *messages: str, left: int = 0) -> None:
+        """A run ended, with those that shared its program; messages say how. So many of them are left for later."""
+        shown = self._shown.pop(run_id(config))
+        self._bars.remove_task(shown.task)
+        self._bars.advance(self._overall, shown.count - left)
         for message in messages:
             self.line(message)
 
     def line(self, message: str) -> None:
         """Print a line that stays."""
         self._console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+@dataclass
+class _Shown:
+    """A run, or several that share its program, as they are shown."""
+
+    task: TaskID
+    count: int
+    best: float = 0.0
+    events: int = 0

@@ -1,4 +1,4 @@
-"""Do the runs of a sweep that are missing, one after the other, then make tables, figures and report.
+"""Do the runs of a sweep that are missing, one after the other or side by side, then tables, figures and report.
 
 Behind `make reproduce` and `make demo`.
 """
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from experiments.cells import Planned, parse
 from experiments.config import ROOT, UsageError
-from experiments.progress import RunProgress, describe_record
+from experiments.progress import RunProgress, describe_outcome
 from experiments.records import run_id
 from experiments.runner import RunBusy, Status, execute_together, refusals, resumable_step, status_of
 
@@ -91,19 +91,22 @@ def run_missing(planned: Sequence[Planned]) -> dict[str, Exception]:
 
 def _run(runs: Sequence[Planned], progress: RunProgress) -> dict[str, Exception]:
     errors: dict[str, Exception] = {}
+    jobs = runs[0].config.jobs if runs else 1
+    if jobs > 1:
+        # Imported late: the launcher takes a while, and most do without.
+        from experiments.parallel import run_side_by_side
+
+        return run_side_by_side(runs, jobs, progress)
     for group in _groups(runs):
-        progress.start(group[0].config, len(group))
+        first = group[0].config
+        progress.start(first, len(group))
         outcomes = execute_together(
-            [(run.config, run.overrides) for run in group], lambda _, event: progress.event(event)
+            [(run.config, run.overrides) for run in group], lambda _, event, first=first: progress.event(first, event)
         )
-        messages = []
-        for run, outcome in zip(group, outcomes, strict=True):
-            if isinstance(outcome, Exception):
-                errors[run_id(run.config)] = outcome
-                messages.append(f"not finished: {outcome}")
-            else:
-                messages.append("finished by another process" if outcome is None else describe_record(outcome))
-        progress.end(*messages, left=sum(_is_busy(run, errors) for run in group))
+        named = zip((run_id(run.config) for run in group), outcomes, strict=True)
+        errors |= {name: outcome for name, outcome in named if isinstance(outcome, Exception)}
+        left = sum(_is_busy(run, errors) for run in group)
+        progress.end(first, *map(describe_outcome, outcomes), left=left)
     return errors
 
 

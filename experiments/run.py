@@ -6,6 +6,7 @@ no other.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 
@@ -30,8 +31,9 @@ def _run(cfg: DictConfig) -> None:
         config = to_run_config(cfg)
         with RunProgress(1) as progress:
             progress.start(config)
-            record = execute(config, HydraConfig.get().overrides.task, progress.event)
-            progress.end(f"{run_id(config)} is finished: nothing to do" if record is None else describe_record(record))
+            record = execute(config, HydraConfig.get().overrides.task, functools.partial(progress.event, config))
+            done = f"{run_id(config)} is finished: nothing to do" if record is None else describe_record(record)
+            progress.end(config, done)
     except (UsageError, RunBusy, RunFailed, StorageError) as error:
         # Hydra would end a sweep with the first error's traceback; ours names every one.
         _errors.append(error)

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from experiments.cells import Planned, parse
 from experiments.config import RunConfig, UsageError
-from experiments.runner import Status, resumable_step, status_of
+from experiments.predict import duration, known_paces, pace_so_far
+from experiments.runner import Status, folder_of, resumable_step, status_of
 
 COLOURS = {
     Status.DONE: "green",
@@ -27,7 +28,7 @@ WIDE = 200
 def grid(planned: list[Planned]) -> Table:
     """One row per data set and model, one column per method; a cell counts its runs by status.
 
-    Of cut runs it says from which steps they would go on.
+    Of cut runs it says from which steps they would go on, of running ones where they are.
     """
     methods = list(dict.fromkeys(run.config.method.name for run in planned))
     rows: dict[tuple[str, str], dict[str, list[RunConfig]]] = {}
@@ -42,10 +43,38 @@ def grid(planned: list[Planned]) -> Table:
 
 def _cell(configs: list[RunConfig]) -> str:
     statuses = [status_of(config) for config in configs]
-    steps = [resumable_step(config) for config, status in zip(configs, statuses, strict=True) if status is Status.CUT]
-    where = {Status.CUT: " at " + ", ".join(f"{step:,}" for step in steps if step is not None)}
+    steps: dict[Status, list[int]] = {Status.CUT: [], Status.RUNNING: []}
+    for config, status in zip(configs, statuses, strict=True):
+        if status is Status.CUT:
+            steps[status].append(resumable_step(config) or 0)
+        elif status is Status.RUNNING:
+            steps[status].append(pace_so_far(folder_of(config))[0])
+    where = {status: " at " + ", ".join(f"{step:,}" for step in found) for status, found in steps.items()}
     counts = Counter(statuses)
     return "\n".join(f"[{COLOURS[s]}]{counts[s]} {s.value}{where.get(s, '')}[/]" for s in Status if counts[s])
+
+
+def time_left(planned: list[Planned]) -> str:
+    """How long the runs to do would take one after the other, by the clocks of finished runs and their own."""
+    statuses = [(run.config, status_of(run.config)) for run in planned]
+    todo = [(config, status) for config, status in statuses if status not in (Status.DONE, Status.FAILED)]
+    if not todo:
+        return ""
+    paces = known_paces([run.config for run in planned])
+    seconds, unknown, certain = 0.0, 0, True
+    for config, status in todo:
+        step, own = pace_so_far(folder_of(config)) if status is Status.RUNNING else (resumable_step(config) or 0, None)
+        pace = paces.of(config) or own
+        if pace is None:
+            unknown += 1
+            continue
+        certain &= pace.steps is not None
+        seconds += pace.seconds(config.protocol.max_steps, step)
+    if unknown == len(todo):
+        return f"{unknown} runs to do; no run of their cells has been timed."
+    most = "about" if certain else "at most"
+    rest = f"; {unknown} of them are not counted, as no run of their cells has been timed" if unknown else ""
+    return f"{len(todo)} runs to do: {most} {duration(seconds)} one after the other{rest}."
 
 
 def main() -> int:
@@ -57,6 +86,8 @@ def main() -> int:
         return 2
     # A file or a pipe has no width to fit into.
     Console(width=None if sys.stdout.isatty() else WIDE).print(grid(planned))
+    if left := time_left(planned):
+        print(left)
     return 0
 
 

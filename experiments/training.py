@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,10 +13,12 @@ import numpy as np
 from experiments.checkpoint import Keeper, Snapshot
 from experiments.config import RunConfig
 from experiments.data import Dataset
+from experiments.keys import key_for
 from experiments.loop import Diverged, Runs, validation_size
 from experiments.memory import peak_bytes
 from experiments.methods import build_method
 from experiments.models import arrange, build_model
+from experiments.predict import Pace
 from experiments.probe import published_ms_per_step
 from experiments.records import Clocks, Event, Metrics
 from experiments.stopping import first_reaching
@@ -156,6 +159,24 @@ def predicted_bytes(config: RunConfig, data: Dataset) -> int | None:
     method = build_method(config.method, config.engine)
     runs = Runs([config], build_model(config), method, _arranged(config, data))
     return peak_bytes(runs.compile_chunk(config.protocol.batch_size))
+
+
+def measured_pace(config: RunConfig, data: Dataset) -> Pace:
+    """The pace of a run by a few updates of it, each with a batch from host memory, evaluations left out."""
+    method = build_method(config.method, config.engine)
+    data = _arranged(config, data)
+    model = build_model(config)
+    params = model.init(key_for(config.seed, "init"), data.train_x[:1])
+    before = time.perf_counter()
+    ms_per_step = published_ms_per_step(
+        model.apply,  # type: ignore[arg-type]
+        method,
+        params,
+        (data.train_x, data.train_y),
+        config.protocol.batch_size,
+        updates=1,
+    )
+    return Pace(ms_per_step, start_s=time.perf_counter() - before)
 
 
 def _arranged(config: RunConfig, data: Dataset) -> Dataset:
