@@ -1,1 +1,22 @@
-"""The paper's architectures in Flax and its gradient baselines in Optax."""
+"""Networks as Flax modules, gradient methods, and whatever a user puts beside them: a file each."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+
+def member(file: str, name: str) -> Any:
+    """What a file of this folder calls by a name; None if there is no such file, or no such name in it."""
+    # Only a file of the folder is imported, whatever is asked for.
+    return getattr(importlib.import_module(f"baselines.{file}"), name, None) if file in _files() else None
+
+
+def having(name: str) -> list[str]:
+    """The files of this folder that call something by a name."""
+    return [file for file in _files() if member(file, name) is not None]
+
+
+def _files() -> list[str]:
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__")

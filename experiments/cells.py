@@ -89,12 +89,9 @@ def _for_some(given: dict[str, str], datasets: set[str]) -> dict[str, set[str]]:
     keys = [f"dataset.{key}" for key in ("subset", "altered") if f"dataset.{key}" in given]
     if not keys:
         return {}
-    from experiments.data import DATASETS
+    from experiments.data import accepted
 
-    accepting = {
-        key: {name for name in datasets if key.removeprefix("dataset.") in getattr(DATASETS.get(name), "ACCEPTS", ())}
-        for key in keys
-    }
+    accepting = {key: {name for name in datasets if key.removeprefix("dataset.") in accepted(name)} for key in keys}
     return {key: names or datasets for key, names in accepting.items()}
 
 
@@ -118,7 +115,10 @@ def _narrowed(sweeps: dict[str, list[dict[str, str]]], given: dict[str, str]) ->
 def main() -> int:
     """Print the runs that the command line asks for, one a line, as quoted arguments of `experiments.run`."""
     try:
-        for run in parse("python -m experiments.cells", main.__doc__ or ""):
+        planned = parse("python -m experiments.cells", main.__doc__ or "")
+        if planned[0].together:
+            raise UsageError("together=yes: a line here is a run of its own; only reproduce puts seeds together")
+        for run in planned:
             print(shlex.join(run.overrides))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

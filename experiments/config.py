@@ -19,6 +19,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -113,6 +114,21 @@ class DouglasRachfordConfig(ProjectionConfig):
 
 
 @dataclass
+class OwnConfig(MethodConfig):
+    """A method in a file of one's own.
+
+    Attributes:
+        file: a file of `baselines/`.
+        steps_per_update: how many steps of the protocol an update counts as.
+        options: what the file's `METHOD` is called with.
+    """
+
+    file: str = MISSING
+    steps_per_update: int = 1
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class EngineConfig:
     """Which projection operators; means nothing to gradient methods."""
 
@@ -203,6 +219,7 @@ def register_schemas() -> None:
     store.store(group="schema", name="gradient", node=GradientConfig)
     store.store(group="schema", name="projection", node=ProjectionConfig)
     store.store(group="schema", name="douglas_rachford", node=DouglasRachfordConfig)
+    store.store(group="schema", name="own", node=OwnConfig)
 
 
 def to_run_config(cfg: DictConfig) -> RunConfig:
@@ -211,15 +228,29 @@ def to_run_config(cfg: DictConfig) -> RunConfig:
     Raises:
         UsageError: a value is out of its range or two values contradict each other.
     """
-    config = OmegaConf.to_object(cfg)
+    try:
+        config = OmegaConf.to_object(cfg)
+    except OmegaConfBaseException as error:
+        raise UsageError(_unresolved(cfg, error)) from error
     assert isinstance(config, RunConfig)
     _validate(config)
     return config
 
 
+def _unresolved(cfg: DictConfig, error: OmegaConfBaseException) -> str:
+    """What to say of a value that refers to another one that is not there."""
+    family, preset = cfg.model.family, cfg.preset.name
+    if cfg.preset.families and family not in cfg.preset.families:
+        return (
+            f"preset={preset} says nothing of model.family={family}: add '{family}' to preset.families in "
+            f"conf/preset/{preset}.yaml, beside {', '.join(map(str, cfg.preset.families))}; or use preset=paper"
+        )
+    return f"{error.full_key}: {str(error).partition(chr(10))[0]}"
+
+
 def _validate(config: RunConfig) -> None:
     protocol, method = config.protocol, config.method
-    steps = method.steps_per_update if isinstance(method, ProjectionConfig) else 1
+    steps = method.steps_per_update if isinstance(method, ProjectionConfig | OwnConfig) else 1
     checks = [
         (config.seed >= 0, f"seed={config.seed} is negative"),
         (config.dataset.num_classes > 0, f"dataset.num_classes={config.dataset.num_classes} is not positive"),
@@ -341,7 +372,7 @@ def check_keys(overrides: Iterable[str]) -> None:
                 raise UsageError(f"'{override}' names data sets and models together: leave out {other}, or say task=")
         if key == "sweep" and not override.startswith("+"):
             raise UsageError(f"a sweep is added: write +{override}, together with -m")
-        if key == "sweep" or key.startswith(("hydra.", "hydra/")):
+        if key == "sweep" or key.startswith(("hydra.", "hydra/", "method.options.")):
             continue
         if key not in known:
             raise UsageError(f"unknown key '{key}'. Known keys:\n  " + "\n  ".join(sorted(known)))

@@ -1,6 +1,7 @@
 """Training methods: the harness sees `init`, `update` and `steps_per_update`, never what is behind them.
 
-A new method is one entry in `GRADIENT` or `PROJECTION` and one file in `conf/method/`.
+A new method is one file in `baselines/` and one in `conf/method/` (docs/own.md). `file: momentum` there means
+`baselines/momentum.py`, whose `METHOD(**options)` returns a `Method`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import jax
 import optax
 
 import pjax_core as pjax
+from baselines import having, member
 from baselines.gradient import GradientMethod, LossFn, Params
-from experiments.config import EngineConfig, GradientConfig, MethodConfig, ProjectionConfig, UsageError
+from experiments.config import EngineConfig, GradientConfig, MethodConfig, OwnConfig, ProjectionConfig, UsageError
 from pjax_core import optim
 
 T = TypeVar("T")
@@ -87,6 +89,8 @@ def build_method(method: MethodConfig, engine: EngineConfig) -> Method:
     """
     if isinstance(method, GradientConfig):
         return GradientMethod(_choose("gradient method", GRADIENT, method.name)(method.learning_rate))
+    if isinstance(method, OwnConfig):
+        return _own(method)
     assert isinstance(method, ProjectionConfig)
     named = _choose("engine", OPERATORS, engine.name)
     optimizer = _choose("projection method", PROJECTION, method.name)
@@ -101,6 +105,23 @@ def build_method(method: MethodConfig, engine: EngineConfig) -> Method:
         return ProjectionMethod(optimizer(operators=operators, **options))
     except (TypeError, ValueError) as error:
         raise _refused("method", options, error) from error
+
+
+def _own(config: OwnConfig) -> Method:
+    """The method of a file."""
+    build = member(config.file, "METHOD")
+    if build is None:
+        raise UsageError(f"unknown method.file={config.file}. Known: {', '.join(having('METHOD')) or 'none'}")
+    try:
+        method = build(**config.options)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"method.options: {error}") from error
+    if method.steps_per_update != config.steps_per_update:
+        raise UsageError(
+            f"method.steps_per_update={config.steps_per_update}, but an update of method '{config.name}' is "
+            f"{method.steps_per_update} steps"
+        )
+    return method
 
 
 def _refused(group: str, options: Iterable[str], error: Exception) -> UsageError:

@@ -9,8 +9,6 @@ it takes, `features` (d,), `images` (height, width, channels) or `tokens` (posit
 from __future__ import annotations
 
 import dataclasses
-import importlib
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -18,7 +16,7 @@ import numpy as np
 from jax.nn import initializers
 from numpy.typing import NDArray
 
-import baselines
+from baselines import having, member
 from experiments.config import RunConfig, UsageError
 
 INITIALIZERS: dict[str, initializers.Initializer] = {
@@ -78,13 +76,9 @@ def _check_pair(config: RunConfig, architecture: Any) -> None:
 
 
 def _architecture(family: str) -> Any:
-    # Only a file of the folder is imported, whatever the name says.
-    files = sorted(path.stem for folder in baselines.__path__ for path in Path(folder).glob("*.py"))
-    found = getattr(importlib.import_module(f"baselines.{family}"), "ARCHITECTURE", None) if family in files else None
+    found = member(family, "ARCHITECTURE")
     if found is None:
-        modules = {name: importlib.import_module(f"baselines.{name}") for name in files}
-        known = [name for name, module in modules.items() if hasattr(module, "ARCHITECTURE")]
-        raise UsageError(f"unknown model.family={family}. Known: {', '.join(known)}")
+        raise UsageError(f"unknown model.family={family}. Known: {', '.join(having('ARCHITECTURE'))}")
     return found
 
 

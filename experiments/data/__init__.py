@@ -1,12 +1,13 @@
 """Data sets in memory: prepared once by `make data`, read by every run through `load`.
 
-A data set is one module here and one entry in `DATASETS`. The module has `load(config, data_dir)`, which returns a
-`Dataset`; `prepare(config, data_dir, raw, source)`, which writes its cache, unless it needs none; and in `ACCEPTS` the
-keys `subset` and `altered` of its configuration, where other copies than the published one may be used.
+A data set is one file here, by its name (docs/own.md). It has `load(config, data_dir)`, which returns a `Dataset`;
+`prepare(config, data_dir, raw, source)`, which writes its cache, unless it needs none; and in `ACCEPTS` the keys
+`subset` and `altered` of its configuration, where other copies than the published one may be used.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from types import ModuleType
@@ -14,28 +15,39 @@ from types import ModuleType
 from filelock import FileLock, Timeout
 
 from experiments.config import DatasetConfig, UsageError
-from experiments.data import cifar10, digits, higgs, mnist, shakespeare
-from experiments.data.arrays import KINDS, Dataset, read_cache
-from experiments.data.originals import Source, command
+from experiments.data.arrays import KINDS, DamagedData, Dataset
+from experiments.data.originals import Source
 
-__all__ = ["DATASETS", "Dataset", "load", "prepare"]
-
-DATASETS: dict[str, ModuleType] = {
-    "cifar10": cifar10,
-    "digits": digits,
-    "higgs": higgs,
-    "mnist": mnist,
-    "shakespeare": shakespeare,
-}
+__all__ = ["Dataset", "accepted", "known", "load", "prepare"]
 
 
-def _module(config: DatasetConfig) -> ModuleType:
+def known() -> list[str]:
+    """The data sets: the files of this folder with a `load`."""
+    return [name for name in _files() if hasattr(_module(name), "load")]
+
+
+def accepted(name: str) -> tuple[str, ...]:
+    """Which of the keys `subset` and `altered` a data set may have; none for one that there is not."""
+    return getattr(_module(name), "ACCEPTS", ()) if name in _files() else ()
+
+
+def _files() -> list[str]:
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def _checked(config: DatasetConfig) -> ModuleType:
     """The module of a data set, whose configuration makes sense."""
-    if config.name not in DATASETS:
-        raise UsageError(f"no loader for data set '{config.name}'. Known data sets: {', '.join(sorted(DATASETS))}")
-    module = DATASETS[config.name]
+    # Only a file of the folder is imported, whatever the name says.
+    module = _module(config.name) if config.name in _files() else None
+    if not hasattr(module, "load"):
+        raise UsageError(f"no loader for data set '{config.name}'. Known data sets: {', '.join(known())}")
+    assert module is not None
     for key, kind in KINDS.items():
-        if getattr(config, key) and key not in getattr(module, "ACCEPTS", ()):
+        if getattr(config, key) and key not in accepted(config.name):
             raise UsageError(f"dataset.{key}=true: {kind} cannot be used as data set '{config.name}'")
     return module
 
@@ -47,7 +59,7 @@ def load(config: DatasetConfig, data_dir: Path) -> Dataset:
         UsageError: the configuration contradicts itself; the data are missing, damaged or not the copy that it says,
             and the message names the command that prepares them; or `num_classes` is too small for their labels.
     """
-    data = _module(config).load(config, data_dir).limited(config.limit)
+    data = _checked(config).load(config, data_dir).limited(config.limit)
     parts = data.train_y, data.test_y
     smallest, largest = min(int(labels.min()) for labels in parts), max(int(labels.max()) for labels in parts)
     # JAX has no error for a label without a class: its one-hot row would be zero, and the run would mean nothing.
@@ -57,6 +69,16 @@ def load(config: DatasetConfig, data_dir: Path) -> Dataset:
             f"from {smallest} to {largest}, and should lie in 0 to dataset.num_classes - 1"
         )
     return data
+
+
+def _is_whole(config: DatasetConfig, data_dir: Path) -> bool:
+    """Whether prepared data can be read; damaged ones are told of. Others than the configuration says are an error."""
+    try:
+        load(config, data_dir)
+    except DamagedData as error:
+        print(f"{str(error).partition(' Prepare them')[0]} They are prepared again.", flush=True)
+        return False
+    return True
 
 
 def prepare(config: DatasetConfig, data_dir: Path, raw: Path | None = None, source: Source = "files") -> str:
@@ -72,15 +94,14 @@ def prepare(config: DatasetConfig, data_dir: Path, raw: Path | None = None, sour
         UsageError: files are missing, incomplete or altered, or another process does the same; the message names them
             and says what to do.
     """
-    module = _module(config)
+    module = _checked(config)
     if not hasattr(module, "prepare"):
         return f"{config.name} need no preparation"
     folder, done = data_dir / config.name, "prepared"
     data_dir.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(data_dir / f".{config.name}.lock", timeout=0):
-            if raw is None and source == "files" and (folder / "meta.json").exists():
-                read_cache(folder, command(config.name))
+            if raw is None and source == "files" and (folder / "meta.json").exists() and _is_whole(config, data_dir):
                 done = "already prepared:"
             else:
                 module.prepare(config, data_dir, raw, source)

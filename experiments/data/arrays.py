@@ -133,6 +133,10 @@ def same_as_said(key: str, said: bool, found: bool, what: str) -> None:
         raise UsageError(f"{what}: they are {is_or_not}{KINDS[key]}; say dataset.{key}={str(found).lower()}")
 
 
+class DamagedData(UsageError):
+    """Prepared data that are not what was written."""
+
+
 @dataclass(frozen=True)
 class Cached:
     """What a cache holds.
@@ -186,7 +190,8 @@ def read_cache(folder: Path, command: str) -> Cached:
         command: the command that prepares this data set, for the error messages.
 
     Raises:
-        UsageError: nothing there, or it is damaged.
+        UsageError: nothing there.
+        DamagedData: something else is.
     """
     path = folder / "meta.json"
     if not path.exists():
@@ -199,11 +204,11 @@ def read_cache(folder: Path, command: str) -> Cached:
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in meta["shapes"]}
         found, expected = digest(arrays), meta["sha256"]
     except (OSError, EOFError, ValueError, KeyError) as error:
-        raise UsageError(
+        raise DamagedData(
             f"the prepared data in {folder} are damaged ({error}). Prepare them again:\n  {command}"
         ) from error
     if found != expected:
-        raise UsageError(
+        raise DamagedData(
             f"the prepared data in {folder} are damaged: SHA-256 expected {expected}, found {found}. "
             f"Prepare them again:\n  {command}"
         )

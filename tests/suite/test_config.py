@@ -7,7 +7,7 @@ import pytest
 from analysis.published import load_published
 from experiments.cells import plan
 from experiments.config import GradientConfig, UsageError, check_keys, choices, compose_run, sweep_cells, task_pair
-from experiments.data import DATASETS
+from experiments.data import known
 from experiments.methods import build_method
 from experiments.records import run_id
 
@@ -31,7 +31,7 @@ def test_every_method_is_built(method: str, engine: str) -> None:
 
 
 def test_every_data_set_of_the_configuration_has_a_loader() -> None:
-    assert choices("dataset") == sorted(DATASETS)
+    assert choices("dataset") == known()
 
 
 @pytest.mark.parametrize("preset", choices("preset"))
@@ -126,8 +126,8 @@ def test_an_unknown_choice_lists_the_choices(group: str) -> None:
 def test_an_unknown_key_lists_the_keys(key: str) -> None:
     with pytest.raises(UsageError, match="unknown key") as caught:
         compose_run([f"{key}=1"])
-    for known in ("method.learning_rate", "method.relaxation", "protocol.max_steps", "paths.data", "seed"):
-        assert f"\n  {known}" in str(caught.value)
+    for other in ("method.learning_rate", "method.relaxation", "protocol.max_steps", "paths.data", "seed"):
+        assert f"\n  {other}" in str(caught.value)
 
 
 @pytest.mark.parametrize(

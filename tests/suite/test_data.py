@@ -10,7 +10,7 @@ import pytest
 from filelock import FileLock
 
 from experiments.config import DatasetConfig, UsageError
-from experiments.data import DATASETS, digits, load, prepare
+from experiments.data import accepted, digits, known, load, prepare
 from experiments.data.arrays import read_cache, standardise, write_cache
 
 DIGITS = DatasetConfig("digits", num_classes=10, test_fraction=0.2, subset=False, altered=False)
@@ -112,12 +112,12 @@ def test_digits_without_a_fraction_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["subset", "altered"])
-@pytest.mark.parametrize("name", sorted(DATASETS))
+@pytest.mark.parametrize("name", known())
 def test_another_copy_is_only_taken_where_there_is_one(name: str, key: str, tmp_path: Path) -> None:
     config = DatasetConfig(name, 10, 0.2, subset=key == "subset", altered=key == "altered")
     expected = (
         rf"data set '{name}' is not prepared"
-        if key in getattr(DATASETS[name], "ACCEPTS", ())
+        if key in accepted(name)
         else rf"dataset\.{key}=true: .* cannot be used as data set '{name}'"
     )
     with pytest.raises(UsageError, match=expected):
