@@ -104,12 +104,18 @@ def _narrowed(sweeps: dict[str, list[dict[str, str]]], given: dict[str, str]) ->
         known = list(dict.fromkeys(cell[axis] for _, cell in cells if axis in cell))
         unknown = [value for value in values if value not in known]
         if unknown:
-            raise UsageError(f"{names} has no {axis} '{unknown[0]}'. It has: {', '.join(known)}")
+            others = [name for name in choices("sweep") if _has(name, axis, unknown[0])]
+            elsewhere = f". There it is: sweep={','.join(others)}" if others else ""
+            raise UsageError(f"{names} has no {axis} '{unknown[0]}'. It has: {', '.join(known)}{elsewhere}")
     kept = [(s, cell) for s, cell in cells if all(cell.get(axis) in values for axis, values in chosen.items())]
     if not kept:
         asked = " ".join(f"{axis}={','.join(values)}" for axis, values in chosen.items())
         raise UsageError(f"{names} has each of these, but no cell with all: {asked}")
     return kept
+
+
+def _has(sweep: str, axis: str, value: str) -> bool:
+    return any(cell.get(axis) == value for cell in sweep_cells(sweep))
 
 
 def main() -> int:

@@ -141,6 +141,8 @@ def test_make_takes_nothing_from_the_environment(verb: str) -> None:
         "SOURCE",
         "SUBSET",
         "ALTERED",
+        "JOBS",
+        "MEASURE",
         "ARGS",
     )
     assert recipe(verb, **dict.fromkeys(names, "foo")) == recipe(verb)
@@ -153,7 +155,9 @@ def test_make_takes_its_command_line() -> None:
     assert words[3:] == ["sweep=table3", "preset=paper", "seeds=1", "model=a,b", "method=dr"]
     words = shlex.split(recipe("status", "TABLE=2,4", "DATASET=mnist", "PRESET=quick"))
     assert words[3:] == ["sweep=table2,table4", "dataset=mnist", "preset=quick"]
-    assert shlex.split(recipe("plan", "TABLE=all"))[3] == "sweep=table2,table3,table4"
+    assert shlex.split(recipe("reproduce", "JOBS=2"))[3:] == ["sweep=table2", "preset=paper", "jobs=2"]
+    words = shlex.split(recipe("plan", "TABLE=all", "MEASURE=yes"))
+    assert words[3:] == ["sweep=table2,table3,table4", "preset=paper", "measure=yes"]
     assert shlex.split(recipe("tables", "TABLE=all"))[1:] == ["-m", "analysis.tables"]
     assert shlex.split(recipe("tables"))[1:] == ["-m", "analysis.tables"]
     assert shlex.split(recipe("tables", "TABLE=2", "DATASET=mnist"))[3:] == ["--table", "2", "--dataset", "mnist"]

@@ -89,6 +89,16 @@ def test_the_tables_compose_to_the_87_published_cells() -> None:
     }
 
 
+def test_what_is_said_of_a_copy_is_said_of_the_data_sets_that_may_have_one() -> None:
+    planned = plan(["sweep=table2", "method=sgd", "seeds=1", "dataset.subset=true", "dataset.altered=true"])
+    said = {run.config.dataset.name: (run.config.dataset.subset, run.config.dataset.altered) for run in planned}
+    assert said == {"mnist": (False, False), "cifar10": (False, True), "higgs": (True, False)}
+    assert all(("dataset.subset=true" in run.overrides) == run.config.dataset.subset for run in planned)
+    # Where none may, it is not dropped in silence: loading refuses it.
+    (refused,) = plan(["sweep=demo", "method=sgd", "seeds=1", "dataset.subset=true"])
+    assert refused.config.dataset.subset
+
+
 def test_every_other_sweep_composes() -> None:
     for sweep in set(choices("sweep")) - set(CELLS):
         assert len(plan([f"sweep={sweep}", "seeds=2"])) == 2 * len(sweep_cells(sweep))
@@ -204,7 +214,11 @@ def test_what_names_data_and_model_together_stands_beside_neither(other: str, ov
     [
         (["sweep=table9"], "Known sweeps: demo, table2, table3, table4"),
         (["sweep=table2,table9"], "unknown sweep 'table9'"),
-        (["dataset=digits"], "sweep table2 has no dataset 'digits'. It has: mnist, cifar10, higgs"),
+        (
+            ["dataset=digits"],
+            "sweep table2 has no dataset 'digits'. It has: mnist, cifar10, higgs. There it is: sweep=demo",
+        ),
+        (["dataset=shakespeare"], "There it is: sweep=table4"),
         (["method=sgd,foo"], "sweep table2 has no method 'foo'. It has: sgd, adam, dr, ap, cp"),
         (["sweep=table4", "method=cp"], "sweep table4 has no method 'cp'. It has: sgd, adam, dr, ap"),
         (["sweep=demo", "model=foo"], "It has: mlp_1x32"),
