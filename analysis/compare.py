@@ -30,8 +30,8 @@ class Ours:
     Accuracies in percent, ``steps_k`` in thousands of steps to 99 % of the best validation accuracy, ``time_s`` the
     seconds to get there. ``ms_per_step`` is the paper's definition of time per step, ``device_ms`` the device time and
     ``end_to_end_ms`` the whole training loop, all in milliseconds. ``sgd_ratio`` and ``device_sgd_ratio`` divide
-    ``ms_per_step`` and ``device_ms`` by SGD's on the same architecture, data and device. ``run_ids`` have
-    the order of ``seeds``.
+    ``ms_per_step`` and ``device_ms`` by SGD's on the same architecture, data and device. ``steps_run`` are all steps
+    until a run ended. ``run_ids`` have the order of ``seeds``.
     """
 
     engine: str | None
@@ -47,13 +47,13 @@ class Ours:
     accuracy: Sample
     train_accuracy: Sample
     steps_k: Sample
+    steps_run: Sample
     time_s: Sample
     ms_per_step: Sample
     device_ms: Sample
     end_to_end_ms: Sample
     compile_s: Sample
     evaluation_s: Sample
-    accuracy_difference: float
     sgd_ratio: float | None = None
     device_sgd_ratio: float | None = None
 
@@ -117,13 +117,13 @@ def compare(records: pd.DataFrame, published: Published, table: int) -> Comparis
     """
     left_out = _reasons_left_out(records, published)
     enters = pd.Series([reason is None for reason in left_out], index=records.index, dtype=bool)
-    groups = _groups(records.loc[enters])
+    groups = grouped(records.loc[enters])
     sgd_ms = {c.key[:2]: c.ms_per_step[0] for c in published.cells if c.method == "sgd"}
     rows: list[Row] = []
     for cell in (c for c in published.cells if c.table == table):
         ratio = cell.ms_per_step[0] / sgd_ms[cell.key[:2]]
-        baselines = [_ours(g, cell) for g in groups.get((cell.dataset, cell.model, "sgd"), [])]
-        ours = [_with_ratios(_ours(g, cell), baselines) for g in groups.get(cell.key, [])]
+        baselines = [ours_of(g) for g in groups.get((cell.dataset, cell.model, "sgd"), [])]
+        ours = [_with_ratios(ours_of(g), baselines) for g in groups.get(cell.key, [])]
         ours.sort(key=lambda o: (o.engine == "exact", o.device, o.subset, o.config_digest))
         # A cell with an ablation only still shows that the row of the paper's own operators is missing.
         if all(o.engine == "exact" for o in ours):
@@ -180,14 +180,10 @@ def _reasons_left_out(records: pd.DataFrame, published: Published) -> list[str |
 def differences(config: Mapping[str, Any], expected: Mapping[str, object]) -> list[str]:
     """Returns in words, sorted by key, in what a record's configuration is not as expected; FREE keys are not compared.
 
-    ``config`` is nested by group, ``expected`` has dotted keys. A key that only one of the two has is a difference.
+    ``config`` is nested by group or has dotted keys, as ``expected`` has. A key that only one of the two has is a
+    difference.
     """
-    found: dict[str, object] = {}
-    for group, values in config.items():
-        if isinstance(values, dict):
-            found |= {f"{group}.{key}": value for key, value in values.items()}
-        else:
-            found[group] = values
+    found = dotted(config)
     texts: list[str] = []
     for key in sorted((found.keys() | expected.keys()) - FREE):
         if key not in found:
@@ -199,7 +195,22 @@ def differences(config: Mapping[str, Any], expected: Mapping[str, object]) -> li
     return texts
 
 
-def _groups(records: pd.DataFrame) -> dict[Hashable, list[pd.DataFrame]]:
+def dotted(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a configuration that is nested by group with dotted keys."""
+    found: dict[str, Any] = {}
+    for group, values in config.items():
+        if isinstance(values, dict):
+            found |= {f"{group}.{key}": value for key, value in values.items()}
+        else:
+            found[group] = values
+    return found
+
+
+def grouped(records: pd.DataFrame) -> dict[Hashable, list[pd.DataFrame]]:
+    """Returns by cell what may be averaged: runs of one engine, device, data and configuration.
+
+    Raises CompareError, naming the files, when one seed was run twice in one configuration.
+    """
     groups: dict[Hashable, list[pd.DataFrame]] = {}
     variant = ["engine", "device", "subset", "data_sha256", "config_digest"]
     for key, runs in records.groupby(["dataset", "model", "method"], sort=True):
@@ -211,14 +222,14 @@ def _groups(records: pd.DataFrame) -> dict[Hashable, list[pd.DataFrame]]:
     return groups
 
 
-def _ours(group: pd.DataFrame, cell: PublishedCell) -> Ours:
+def ours_of(group: pd.DataFrame) -> Ours:
+    """Returns the numbers of one of the groups of ``grouped``, without ratios to SGD."""
+
     def of(column: str, scale: float = 1.0, unit: float = 0.0) -> Sample:
         return sample([scale * value for value in ordered[column].tolist()], unit)
 
     ordered = group.sort_values("seed")
     first = ordered.iloc[0]
-    accuracy = of("test_accuracy", 100.0)
-    assert accuracy.mean is not None
     return Ours(
         engine=first["engine"] if isinstance(first["engine"], str) else None,
         device=first["device"],
@@ -230,16 +241,16 @@ def _ours(group: pd.DataFrame, cell: PublishedCell) -> Ours:
         cut=sum(reason != "patience" for reason in ordered["stopped_by"]),
         seeds=tuple(int(seed) for seed in ordered["seed"]),
         run_ids=tuple(ordered["run_id"]),
-        accuracy=accuracy,
+        accuracy=of("test_accuracy", 100.0),
         train_accuracy=of("train_accuracy", 100.0),
         steps_k=of("steps_to_99", 1e-3, UNITS["steps_k"]),
+        steps_run=of("steps_run"),
         time_s=of("time_to_99_s"),
         ms_per_step=of("published_ms_per_step"),
         device_ms=of("device_ms_per_step"),
         end_to_end_ms=of("end_to_end_ms_per_step"),
         compile_s=of("compile_s"),
         evaluation_s=of("evaluation_s"),
-        accuracy_difference=accuracy.mean - cell.accuracy[0],
     )
 
 

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from analysis.load import LoadError, load_events, load_records
 from analysis.statistics import Sample, sample
-from analysis.style import METHODS, dataset_label, method_label, method_style, model_label
+from analysis.style import METHODS, dataset_label, family_label, method_label, method_style, model_label
 from analysis.terminal import print_table, shown_path
 
 DEFAULT_FOLDER = Path("results/demo")
@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _heading(entries: Sequence[Entry]) -> str:
     first = entries[0].runs.iloc[0]
-    architecture = f"{first['model'].split('_')[0].upper()} {model_label(first['model'])}"
+    architecture = f"{family_label(first['model'])} {model_label(first['model'])}"
     return f"{dataset_label(first['dataset'])}, {architecture}: {len(entries)} methods"
 
 

@@ -31,9 +31,9 @@ class Column:
 
 @dataclass(frozen=True)
 class Line:
-    """A row: the cell of the paper that it belongs to, what stands in it, and the runs behind it."""
+    """A row: what stands in it, and the cell of the paper with our runs behind it (None: of no table of the paper)."""
 
-    row: Row
+    row: Row | None
     cells: tuple[str, ...]
 
 
@@ -144,9 +144,9 @@ def _layout(name: str, caption: str, comparison: Comparison, columns: Sequence[t
     return Layout(name, title, (*place, *(column for column, _ in columns)), tuple(lines))
 
 
-def device_letter(device: str, comparison: Comparison) -> str:
+def device_letter(device: str, devices: Sequence[str]) -> str:
     """Returns the letter that stands for a device where a table has several."""
-    return chr(ord("A") + comparison.devices.index(device))
+    return chr(ord("A") + devices.index(device))
 
 
 def mean_std(value: Sample | None, digits: int) -> str:
@@ -176,16 +176,23 @@ def difference_text(judgement: Judgement, digits: int) -> str:
 
 
 def _method(row: Row, comparison: Comparison) -> str:
+    if row.ours is None:
+        return method_label(row.published.method, None)
     ours = row.ours
-    label = method_label(row.published.method, ours.engine if ours else None)
-    if ours is None:
-        return label
-    if len(comparison.devices) > 1:
-        label += f" ({device_letter(ours.device, comparison)})"
-    if row.ambiguous:
-        label += f" config {ours.config_digest}"
+    label = method_label(row.published.method, ours.engine)
+    return variant_label(label, ours.device, comparison.devices, row.ambiguous and ours.config_digest) + marks(ours)
+
+
+def variant_label(label: str, device: str, devices: Sequence[str], config: str | Literal[False]) -> str:
+    """Returns a method's label with its device's letter, where a table has several, and a configuration's digest."""
+    letter = f" ({device_letter(device, devices)})" if len(devices) > 1 else ""
+    return label + letter + (f" config {config}" if config else "")
+
+
+def marks(ours: Ours) -> str:
+    """Returns the marks behind a method's label: few seeds, a subset or an altered copy of the data, the step limit."""
     few = " *" if len(ours.seeds) < PAPER_SEEDS else ""
-    return label + few + (" †" if ours.subset else "") + (" §" if ours.altered else "") + (" ‡" if ours.cut else "")
+    return few + (" †" if ours.subset else "") + (" §" if ours.altered else "") + (" ‡" if ours.cut else "")
 
 
 def _seeds(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""Records of finished runs as one pandas frame, checked against the record's schema."""
+"""Records of finished runs as one pandas frame, checked against the record's schema, and the runs that failed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 SCHEMA_VERSION = 1
 
@@ -66,6 +67,24 @@ COLUMNS: tuple[str, ...] = (*(field.column for field in _FIELDS), *_MORE)
 _EVENT_KEYS = ("step", "update", "train_loss", "validation_accuracy", "validation_loss", "train_s", "wall_s")
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A run that ended by an error at a step: its cell, seed, configuration (the record's) and device, and the error.
+
+    ``preset`` is the name of its protocol, which a preset sets: only records name the preset itself.
+    """
+
+    run_id: str
+    cell: tuple[str, str, str]
+    engine: str | None
+    seed: int
+    preset: str
+    device: str
+    config: dict[str, Any]
+    error: str
+    step: int
+
+
 def load_records(folder: Path, *, mixed: bool = False) -> pd.DataFrame:
     """Reads ``<folder>/<run_id>/record.json`` of every finished run into a frame with ``COLUMNS``, sorted by run id.
 
@@ -84,6 +103,40 @@ def load_records(folder: Path, *, mixed: bool = False) -> pd.DataFrame:
     _check_versions(records, mixed)
     rows = [_row(path, record) for path, record in records]
     return pd.DataFrame(rows, columns=pd.Index(COLUMNS))
+
+
+def load_failures(folder: Path) -> list[Failure]:
+    """Reads ``<folder>/<run_id>/FAILED.json`` of every run without a record, with the configuration beside it, by name.
+
+    Raises LoadError, naming the file, for one that is missing or broken, or lacks what a failure has.
+    """
+    paths = sorted(path.parent for path in folder.glob("*/FAILED.json"))
+    return [_failure(path) for path in paths if not (path / "record.json").exists()]
+
+
+def shared_part(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns what the configurations of runs have in common that differ by their seed only."""
+    return {key: value for key, value in config.items() if key not in ("seed", "schema_version")}
+
+
+def _failure(folder: Path) -> Failure:
+    failed, environment = (_read_object(folder / name) for name in ("FAILED.json", "environment.json"))
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        return Failure(
+            run_id=folder.name,
+            cell=(config["dataset"]["name"], config["model"]["name"], config["method"]["name"]),
+            engine=config["engine"]["name"] if "engine" in config else None,
+            seed=config["seed"],
+            preset=config["protocol"]["name"],
+            device=environment["device"],
+            config=config,
+            error=f"{failed['type']}: {failed['message']}",
+            step=failed["step"],
+        )
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise LoadError(f"{folder}: the run failed, and its files do not say which it was: {found}") from error
 
 
 def load_events(run_folder: Path) -> pd.DataFrame:
@@ -107,6 +160,8 @@ def load_events(run_folder: Path) -> pd.DataFrame:
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise LoadError(f"{path}: there is no such file") from error
     except UnicodeDecodeError as error:
         raise LoadError(f"{path}: not UTF-8 text ({error})") from error
     return _parse_object(text, str(path))
@@ -196,6 +251,5 @@ def _is(kind: str, value: Any) -> bool:
 
 
 def _digest(config: dict[str, Any], data_sha256: str) -> str:
-    shared = {key: value for key, value in config.items() if key not in ("seed", "schema_version")}
-    text = json.dumps([shared, data_sha256], sort_keys=True)
+    text = json.dumps([shared_part(config), data_sha256], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

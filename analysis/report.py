@@ -21,7 +21,6 @@ from typing import Any
 
 import jinja2
 import matplotlib as mpl
-import pandas as pd
 from markupsafe import Markup
 from rich import box
 from rich.table import Table
@@ -31,9 +30,12 @@ from analysis.compare import CompareError, Comparison, Ours, Row, compare
 from analysis.drawings import GraphError
 from analysis.figures import Drawn, add_sources, draw_figures
 from analysis.layouts import MISSING, Column, Layout, judged_layouts, mean_std, signed, time_layout
-from analysis.load import LoadError, load_records
+from analysis.load import LoadError, load_failures, load_records
+from analysis.overview import Overview, overviews
+from analysis.overview import layout as other_layout
+from analysis.overview import notes as other_notes
 from analysis.published import load_published
-from analysis.statistics import MARGINS, PAPER_SEEDS, Verdict, contrast, sample
+from analysis.statistics import MARGINS, PAPER_SEEDS, Verdict, contrast
 from analysis.style import (
     METHODS,
     RC,
@@ -79,7 +81,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class RunGroup:
-    """The runs behind one row of the tables, or of another preset."""
+    """The runs behind one row of the tables."""
 
     anchor: str
     title: str
@@ -97,7 +99,7 @@ class Report:
     groups: list[RunGroup]
     environments: dict[str, dict[str, Any]]
     ablation: list[dict[str, str]]
-    others: list[dict[str, Any]]
+    others: list[Overview]
     records: int
     runs: Path
 
@@ -165,7 +167,7 @@ def build(runs: Path, benchmarks: Path, graphs: Path, *, mixed: bool = False) ->
         groups=groups,
         environments=environments,
         ablation=_ablation(comparisons),
-        others=_others(records),
+        others=overviews(records, load_failures(runs), published),
         records=len(records),
         runs=runs,
     )
@@ -231,20 +233,6 @@ def _ablation_line(row: Row, exact: Ours, plain: Ours | None) -> dict[str, str]:
     }
 
 
-def _others(records: pd.DataFrame) -> list[dict[str, Any]]:
-    """Runs of other presets than the paper's: by themselves, never beside its numbers."""
-    columns = ["preset", "dataset", "model", "method", "engine", "device", "subset"]
-    found: list[dict[str, Any]] = []
-    for key, group in records[records["preset"] != "paper"].groupby(columns, sort=True, dropna=False):
-        assert isinstance(key, tuple)
-        values = dict(zip(columns, key, strict=True))
-        engine = values["engine"] if isinstance(values["engine"], str) else None
-        label = method_label(values["method"], engine) if values["method"] in METHODS else values["method"]
-        accuracy = sample([100 * value for value in group["test_accuracy"].tolist()])
-        found.append(values | {"label": label, "runs": len(group), "accuracy": mean_std(accuracy, 1)})
-    return found
-
-
 def page(report: Report, command: str, out: Path) -> str:
     """Returns the HTML; the same records give the same text. ``out`` is where links to folders start from."""
     environment = jinja2.Environment(
@@ -262,6 +250,7 @@ def page(report: Report, command: str, out: Path) -> str:
         symbols=VERDICT_SYMBOLS,
         methods={name: style.label for name, style in METHODS.items()},
         tables=[(c, [*map(_filled, judged_layouts(c)), _filled(time_layout(c))]) for c in report.comparisons],
+        others=[(_filled(other_layout(o)), other_notes(o, published)) for o in report.others],
         figures=figures,
         headline=headline,
         notes={c.table: notes(c, report.runs, report.records) for c in report.comparisons},
@@ -276,7 +265,7 @@ def page(report: Report, command: str, out: Path) -> str:
     )
 
 
-def _filled(layout: Layout) -> tuple[Layout, list[tuple[Row, list[tuple[Column, str]]]]]:
+def _filled(layout: Layout) -> tuple[Layout, list[tuple[Row | None, list[tuple[Column, str]]]]]:
     """A layout with its lines as pairs of column and cell, for the template."""
     return layout, [(line.row, list(zip(layout.columns, line.cells, strict=True))) for line in layout.lines]
 

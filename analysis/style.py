@@ -80,14 +80,22 @@ def method_style(method: str) -> MethodStyle:
 
 
 def method_label(method: str, engine: str | None) -> str:
-    """Returns the display name, with the operator set behind it where it is not the paper's."""
-    label = method_style(method).label
+    """Returns the display name, with the operator set behind it where it is not the paper's.
+
+    The name itself stands for a method without a style.
+    """
+    label = METHODS[method].label if method in METHODS else method
     return label if engine in (None, "published") else f"{label} ({engine})"
 
 
 def dataset_label(dataset: str) -> str:
     """Returns the display name of a data set, or the name itself for one that the paper does not use."""
     return _DATASETS.get(dataset, dataset)
+
+
+def family_label(model: str) -> str:
+    """Returns the family of an architecture: ``mlp_4x128_skip`` is an ``MLP``."""
+    return model.split("_")[0].upper()
 
 
 def model_label(model: str) -> str:

@@ -1,6 +1,6 @@
 """Tables 2-4, ours beside published, on the terminal and as Markdown, LaTeX and CSV.
 
-``python -m analysis.tables [results/runs] [--table 2] [--dataset mnist] [--out results/tables]``
+``python -m analysis.tables [results/runs] [--table 2,3] [--dataset mnist] [--out results/tables]``
 
 Without ``--table``, the tables that have a record; all of them while there is none. ``--dataset`` narrows what is
 printed: the files always hold whole tables, over which the verdicts are corrected.
@@ -13,19 +13,19 @@ import csv
 import io
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich import box
 from rich.table import Table
 
-from analysis.compare import Comparison, Row, compare
+from analysis.compare import Comparison, Ours, Row, compare
 from analysis.latex import latex
 from analysis.layouts import METRICS, MISSING, TITLES, Layout, brief_layout, device_letter, judged_layouts, layouts
 from analysis.load import load_records
 from analysis.published import load_published
-from analysis.statistics import PAPER_SEEDS, Verdict
+from analysis.statistics import PAPER_SEEDS, Sample, Verdict
 from analysis.style import VERDICT_COLOURS, dataset_label
 from analysis.terminal import print_table, shown_path
 
@@ -89,11 +89,11 @@ def csv_text(comparison: Comparison, command: str) -> str:
         else:
             values += ["", "", "", "", "", "", 0, ""]
         for name in metrics:
-            values += [*_numbers(row, name), *(_number(value) for value in getattr(cell, name))]
+            values += [*plain_sample(row.ours, name), *(plain(value) for value in getattr(cell, name))]
         for name in extra:
-            values += _numbers(row, name)
+            values += plain_sample(row.ours, name)
         ratios = (ours.sgd_ratio, ours.device_sgd_ratio) if ours else (None, None)
-        values += [_number(value) for value in (*ratios, row.published_sgd_ratio)]
+        values += [plain(value) for value in (*ratios, row.published_sgd_ratio)]
         for name in ("accuracy", "steps_k"):
             values += _judgement(row, name, len(judged))
         writer.writerow(values)
@@ -143,22 +143,8 @@ def notes(comparison: Comparison, runs: Path, n_records: int) -> list[str]:
     elif comparison.missing:
         lines.append(f"Missing ({MISSING}): {comparison.missing} of {comparison.cells} cells. {target} makes them.")
     present = [row.ours for row in comparison.rows if row.ours]
-    if any(len(ours.seeds) < PAPER_SEEDS for ours in present):
-        lines.append(f"Marked *: fewer than the paper's {PAPER_SEEDS} seeds; one seed has no standard deviation.")
-    sizes = sorted({ours.n_train for ours in present if ours.subset})
-    if sizes:
-        marked = f"Marked †: a subset of the data, {', '.join(f'{size:,}' for size in sizes)} training samples"
-        lines.append(f"{marked}; not judged.")
-    if any(ours.altered for ours in present):
-        lines.append("Marked §: an altered copy of the data, not byte for byte the published one; not judged.")
-    if cut := sum(ours.cut for ours in present):
-        number = f"{cut} {'run' if cut == 1 else 'runs'}"
-        lines.append(f"Marked ‡: {number} ended at the step limit, before early stopping would have ended them.")
-    if len(comparison.devices) == 1:
-        lines.append(f"Hardware of our runs: {comparison.devices[0]}.")
-    elif comparison.devices:
-        named = "; ".join(f"({device_letter(device, comparison)}) {device}" for device in comparison.devices)
-        lines.append(f"Hardware of our runs, never averaged together: {named}.")
+    lines += mark_notes(present, "; not judged")
+    lines += hardware_notes(comparison.devices)
     if comparison.left_out:
         total = sum(comparison.left_out.values())
         reasons = "; ".join(f"{reason}: {count}" for reason, count in comparison.left_out.items())
@@ -177,18 +163,44 @@ def notes(comparison: Comparison, runs: Path, n_records: int) -> list[str]:
     return lines
 
 
+def mark_notes(present: Sequence[Ours], aside: str = "") -> list[str]:
+    """Returns what the marks of our runs mean, those that occur; ``aside`` is what follows from other data."""
+    lines: list[str] = []
+    if any(len(ours.seeds) < PAPER_SEEDS for ours in present):
+        lines.append(f"Marked *: fewer than the paper's {PAPER_SEEDS} seeds; one seed has no standard deviation.")
+    sizes = sorted({ours.n_train for ours in present if ours.subset})
+    if sizes:
+        marked = f"Marked †: a subset of the data, {', '.join(f'{size:,}' for size in sizes)} training samples"
+        lines.append(f"{marked}{aside}.")
+    if any(ours.altered for ours in present):
+        lines.append(f"Marked §: an altered copy of the data, not byte for byte the published one{aside}.")
+    if cut := sum(ours.cut for ours in present):
+        number = f"{cut} {'run' if cut == 1 else 'runs'}"
+        lines.append(f"Marked ‡: {number} ended at the step limit, before early stopping would have ended them.")
+    return lines
+
+
+def hardware_notes(devices: Sequence[str]) -> list[str]:
+    """Returns which devices our runs used, with their letters where there are several."""
+    if len(devices) > 1:
+        named = "; ".join(f"({device_letter(device, devices)}) {device}" for device in devices)
+        return [f"Hardware of our runs, never averaged together: {named}."]
+    return [f"Hardware of our runs: {device}." for device in devices]
+
+
 def write_tables(
-    runs: Path, table: int | None, dataset: str | None, out: Path, *, mixed: bool = False, show: bool = True
+    runs: Path, tables: Sequence[int], dataset: str | None, out: Path, *, mixed: bool = False, show: bool = True
 ) -> list[Path]:
     """Prints tables and writes their Markdown, LaTeX and CSV files; returns the files' paths.
 
+    ``tables`` are numbers; none: those that have a record.
     The same records give the same bytes. Raises LoadError and CompareError, which name the offending record.
     """
     published = load_published()
     records = load_records(runs, mixed=mixed)
     having = dict.fromkeys(cell.table for cell in published.cells if dataset in (None, cell.dataset))
-    comparisons = [compare(records, published, number) for number in having if table in (None, number)]
-    if table is None:
+    comparisons = [compare(records, published, number) for number in having if not tables or number in tables]
+    if not tables:
         # A file of blanks tells nothing.
         comparisons = [c for c in comparisons if any(row.ours for row in c.only(dataset).rows)] or comparisons
     out.mkdir(parents=True, exist_ok=True)
@@ -203,10 +215,10 @@ def write_tables(
         command = _command(runs, number, out, mixed)
         below = [f"- {note}" for note in [*notes(comparison, runs, len(records)), f"Made by `{command}`."]]
         title = f"# Table {number}: {TITLES[number]}"
-        tables = layouts(comparison)
+        drawn = layouts(comparison)
         texts = {
-            ".md": "\n".join([title, "", *map(markdown, tables), *below, ""]),
-            ".tex": "\n".join([f"% made by: {command}", *(latex(t, f"tab:{number}-{t.name}") for t in tables)]),
+            ".md": "\n".join([title, "", *map(markdown, drawn), *below, ""]),
+            ".tex": "\n".join([f"% made by: {command}", *(latex(t, f"tab:{number}-{t.name}") for t in drawn)]),
             ".csv": csv_text(comparison, command),
         }
         for suffix, text in texts.items():
@@ -224,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m analysis.tables", description="Tables 2-4, ours beside published.")
     parser.add_argument("runs", nargs="?", type=Path, default=DEFAULT_RUNS, help="folder with one folder per run")
     parser.add_argument(
-        "--table", type=int, choices=load_published().tables, help="one table; default: those that have a record"
+        "--table", type=_numbers, default=(), help="one, or several like 2,3; default: those that have a record"
     )
     parser.add_argument(
         "--dataset", choices=list(dict.fromkeys(cell.dataset for cell in cells)), help="what is printed"
@@ -234,8 +246,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--readme", type=Path, help="put the summary between this file's marks, and do no more")
     args = parser.parse_args(argv)
     having = list(dict.fromkeys(cell.table for cell in cells if args.dataset in (None, cell.dataset)))
-    if args.table is not None and args.table not in having:
-        parser.error(f"table {args.table} has no {args.dataset}; it is in table {', '.join(map(str, having))}")
+    if without := [number for number in args.table if number not in having]:
+        parser.error(f"table {_listed(without)} has no {args.dataset}; it is in table {_listed(having)}")
     try:
         if args.readme:
             records = load_records(args.runs, mixed=args.mixed_versions)
@@ -249,6 +261,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: the tables cannot be written to {shown_path(args.out)}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """The tables' numbers that stand in an argument."""
+    known = {str(number): number for number in load_published().tables}
+    words = [word.strip() for word in text.split(",")]
+    if unknown := [word for word in words if word not in known]:
+        tables = f"the paper's are {_listed(known)}; several are named like 2,3"
+        raise argparse.ArgumentTypeError(f"there is no table {' and no table '.join(map(repr, unknown))}: {tables}")
+    return tuple(known[word] for word in words)
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
 
 
 def _command(runs: Path, table: int, out: Path, mixed: bool) -> str:
@@ -265,15 +291,15 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _number(value: float | None) -> str:
+def plain(value: float | None) -> str:
+    """Returns a number as the CSV files have it, not rounded to what tables print; None is an empty field."""
     return "" if value is None else f"{value:.6g}"
 
 
-def _numbers(row: Row, name: str) -> list[str]:
-    if row.ours is None:
-        return ["", ""]
-    value = getattr(row.ours, name)
-    return [_number(value.mean), _number(value.std)]
+def plain_sample(ours: Ours | None, name: str) -> list[str]:
+    """Returns mean and deviation of one of our numbers, as the CSV files have them."""
+    value: Sample | None = ours and getattr(ours, name)
+    return ["", ""] if value is None else [plain(value.mean), plain(value.std)]
 
 
 def _judgement(row: Row, name: str, fields: int) -> list[str]:
@@ -283,7 +309,7 @@ def _judgement(row: Row, name: str, fields: int) -> list[str]:
     estimate = found.estimate
     values = [estimate.value, *estimate.interval()] if estimate else [None, None, None]
     values += [found.p_holm, found.margin, found.p_within, found.power, found.seeds_needed]
-    return [*map(_number, values), str(found.verdict), found.reason]
+    return [*map(plain, values), str(found.verdict), found.reason]
 
 
 if __name__ == "__main__":

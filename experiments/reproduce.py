@@ -147,8 +147,11 @@ def _print_errors(errors: Mapping[str, Exception], total: int) -> None:
 def _print_results(planned: Sequence[Planned]) -> int:
     """Let `analysis` print what the records say; returns its exit status."""
     config = planned[0].config
-    finished = sum(_is_done(run) for run in planned)
-    if not finished:
+    statuses = [_status(run) for run in planned]
+    finished = statuses.count(Status.DONE)
+    other = config.preset.name not in ("paper", "demo", "smoke")
+    # The table of another preset has the runs that failed, too.
+    if not finished and not (other and Status.FAILED in statuses):
         print("no run is finished: there is no table to print.", file=sys.stderr)
         return 0
     runs = config.results_dir
@@ -171,8 +174,9 @@ def _print_results(planned: Sequence[Planned]) -> int:
             ["analysis.figures", str(runs), "--out", str(out / "figures")],
             ["analysis.report", str(runs), "--out", str(out / "report.html")],
         ]
-        # Tables and figures are of the paper's protocol; the report also has the runs of other presets, by themselves.
-        commands = commands if config.preset.name == "paper" else commands[-1:]
+        if other:
+            # Tables and figures are of the paper's protocol.
+            commands[:-1] = [["analysis.overview", str(runs), "--out", str(out)]]
     for command in commands:
         status = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False).returncode
         if status:

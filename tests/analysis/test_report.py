@@ -118,8 +118,9 @@ def test_other_presets_and_subsets_are_kept_apart(runs: Path, write_run: Any, tm
     write_run(preset="quick", metrics__test_accuracy=0.123)
     write_run(data__subset=True, data__n_train=100)
     text = make(runs, tmp_path / "report.html").text
-    assert "Other presets" in text
-    assert "quick mnist mlp_1x128 SGD 1 12.3 all synthetic device" in text
+    assert "Preset quick: means of our runs; published accuracy for orientation" in text
+    assert "MNIST 1 x 128 SGD * 0 12.3 96.8 ± 0.1 9,000 256 54,000 0.250" in text
+    assert "Not listed: 86 of the paper's 87 cells without a run." in text
     assert "1 ○ not judged 86 · missing" in text
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis import figures, tables
+from analysis import figures, overview, tables
 from analysis.claims import Outcome, State, judge_ours, load_depth
 from analysis.published import load_published
 from experiments.stopping import Patience, first_reaching
@@ -45,6 +45,14 @@ def test_the_committed_tables_are_what_the_records_give(made: Path) -> None:
     committed = {path.name: path.read_text(encoding="utf-8") for path in (RESULTS / "tables").iterdir()}
     again = {path.name: path.read_text(encoding="utf-8") for path in made.iterdir()}
     assert committed == {name: text.replace(str(made), "results/tables") for name, text in again.items()}
+
+
+def test_the_committed_overviews_are_what_the_records_give(tmp_path: Path) -> None:
+    for runs in sorted(path.parent for path in RESULTS.glob("*/overview.md")):
+        assert overview.main([str(runs), "--out", str(tmp_path)]) == 0
+        for again in tmp_path.iterdir():
+            text = again.read_text(encoding="utf-8").replace(str(tmp_path), f"results/{runs.name}")
+            assert (runs / again.name).read_text(encoding="utf-8") == text
 
 
 def test_readme_has_the_summary_of_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

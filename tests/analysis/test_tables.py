@@ -276,6 +276,21 @@ def test_a_folder_that_holds_no_tables_is_named(
     assert f"error: the tables cannot be written to {tmp_path / 'file'}" in capsys.readouterr().err
 
 
+def test_several_tables_are_separated_by_commas(runs: Path, tmp_path: Path) -> None:
+    assert tables.main([str(runs), "--table", "2,4", "--out", str(tmp_path / "out")]) == 0
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == {"table2", "table4"}
+
+
+@pytest.mark.parametrize(
+    ("given", "named"), [("5", "'5'"), ("2,x", "'x'"), ("2,", "''"), ("7,2,8", "'7' and no table '8'")]
+)
+def test_an_unknown_table_is_named_beside_the_known(given: str, named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        tables.main(["--table", given])
+    error = capsys.readouterr().err
+    assert f"there is no table {named}: the paper's are 2, 3, 4; several are named like 2,3" in error
+
+
 def test_a_table_without_the_data_set_lists_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         tables.main(["--table", "4", "--dataset", "mnist"])

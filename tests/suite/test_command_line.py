@@ -161,6 +161,7 @@ def test_make_takes_its_command_line() -> None:
     assert shlex.split(recipe("tables", "TABLE=all"))[1:] == ["-m", "analysis.tables"]
     assert shlex.split(recipe("tables"))[1:] == ["-m", "analysis.tables"]
     assert shlex.split(recipe("tables", "TABLE=2", "DATASET=mnist"))[3:] == ["--table", "2", "--dataset", "mnist"]
+    assert shlex.split(recipe("tables", "TABLE=2,3"))[3:] == ["--table", "2,3"]
 
 
 @pytest.mark.parametrize("name", ["runs", "elsewhere"])
@@ -195,13 +196,36 @@ def test_reproduce_ends_with_what_its_runs_say(
         expected = [[f"analysis.{verb}", str(runs), "--out", str(place)] for verb, place in places.items()]
         expected[0][2:2] = narrowed
     if "preset=quick" in arguments:
-        expected = [["analysis.report", str(runs), "--out", str(out / "report.html")]]
+        expected[:-1] = [["analysis.overview", str(runs), "--out", str(out)]]
     monkeypatch.setattr(sys, "argv", ["reproduce"])
     monkeypatch.setattr(reproduce, "parse", lambda *arguments: planned)
     monkeypatch.setattr(reproduce, "run_missing", lambda planned: {})
     monkeypatch.setattr(reproduce.subprocess, "run", note)
     assert reproduce.main() == 7
     assert commands == expected
+
+
+@pytest.mark.parametrize(("preset", "shown"), [("quick", ["overview", "report"]), ("paper", []), ("smoke", [])])
+def test_only_the_table_of_another_preset_is_made_of_failed_runs_alone(
+    preset: str, shown: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["sweep=table2", "dataset=mnist", "method=sgd", "seeds=1", f"preset={preset}"]
+    planned = plan([*arguments, f"paths.results={tmp_path}"])
+    folder = folder_of(planned[0].config)
+    folder.mkdir(parents=True)
+    (folder / "FAILED.json").write_text("{}")
+    commands: list[str] = []
+
+    def note(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command[2].removeprefix("analysis."))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(sys, "argv", ["reproduce"])
+    monkeypatch.setattr(reproduce, "parse", lambda *arguments: planned)
+    monkeypatch.setattr(reproduce, "run_missing", lambda planned: {})
+    monkeypatch.setattr(reproduce.subprocess, "run", note)
+    assert reproduce.main() == 0
+    assert commands == shown
 
 
 @pytest.mark.parametrize("module", ["run", "reproduce", "status"])
