@@ -1,4 +1,6 @@
-"""Runs of other presets than the paper's: a table for each preset, on the terminal and as Markdown and CSV.
+"""Runs that the paper's tables do not take: a table for each preset, on the terminal and as Markdown and CSV.
+
+These are all runs of other presets than the paper's, and with its preset those of cells that it does not have.
 
 ``python -m analysis.overview [results/quick] [--out results/quick]``
 
@@ -85,14 +87,22 @@ class Overview:
 
 
 def overviews(records: pd.DataFrame, failures: Sequence[Failure], published: Published) -> list[Overview]:
-    """Returns what the presets other than the paper's have, one by one, by name.
+    """Returns what the presets have that is not the paper's, one by one, by name.
 
     Runs of different devices, data or configurations are never averaged together: each has its own row. A failed run
     belongs to the row with its configuration and device, or has one of its own.
 
     Raises CompareError, naming the files, when one seed was run twice in one configuration.
     """
-    presets = sorted({*records["preset"], *(failure.preset for failure in failures)} - {PAPER_PRESET})
+    cells = {cell.key for cell in published.cells}
+
+    def other(preset: str, cell: CellKey) -> bool:
+        return preset != PAPER_PRESET or cell not in cells
+
+    keys = records[["preset", "dataset", "model", "method"]].itertuples(index=False)
+    records = records.loc[[other(preset, (data, model, method)) for preset, data, model, method in keys]]
+    failures = [failure for failure in failures if other(failure.preset, failure.cell)]
+    presets = sorted({*records["preset"], *(failure.preset for failure in failures)})
     return [
         Overview(
             preset,
@@ -197,7 +207,9 @@ def notes(overview: Overview, published: Published) -> list[str]:
     lines.append(
         "The published accuracy is that of the paper's protocol, here for orientation: no difference is judged."
     )
-    if missing := len(published.cells) - len({entry.cell for entry in entries if entry.published}):
+    if preset != PAPER_PRESET and (
+        missing := len(published.cells) - len({entry.cell for entry in entries if entry.published})
+    ):
         command = f"`make reproduce TABLE=all PRESET={preset}`"
         lines.append(f"Not listed: {missing} of the paper's {len(published.cells)} cells without a run. {command}")
         lines[-1] += " makes them."
@@ -293,7 +305,7 @@ def write_overview(runs: Path, out: Path, *, mixed: bool = False) -> list[Path]:
     if not found:
         beside = f" ({len(records)} of preset {PAPER_PRESET}, which `make tables` shows)" if len(records) else ""
         raise OverviewError(
-            f"no runs of other presets than {PAPER_PRESET} under {shown_path(runs)}{beside};"
+            f"no runs of other presets or cells than the paper's under {shown_path(runs)}{beside};"
             " `make reproduce TABLE=2 PRESET=quick` makes some"
         )
     parts = ["python", "-m", "analysis.overview", shown_path(runs), "--out", shown_path(out)]
@@ -305,7 +317,9 @@ def write_overview(runs: Path, out: Path, *, mixed: bool = False) -> list[Path]:
         print("\n".join([f"Preset {overview.preset}:", *below]))
         sections += [markdown(layout(overview)), *(f"- {note}" for note in below), ""]
     texts = {
-        ".md": "\n".join(["# Runs of other presets than the paper's", "", *sections, f"Made by `{command}`.", ""]),
+        ".md": "\n".join(
+            ["# Runs of other presets or cells than the paper's", "", *sections, f"Made by `{command}`.", ""]
+        ),
         ".csv": csv_text(found, command),
     }
     out.mkdir(parents=True, exist_ok=True)

@@ -149,7 +149,9 @@ def _print_results(planned: Sequence[Planned]) -> int:
     config = planned[0].config
     statuses = [_status(run) for run in planned]
     finished = statuses.count(Status.DONE)
-    other = config.preset.name not in ("paper", "demo", "smoke")
+    # A sweep of one's own has cells that no table of the paper has.
+    tables = {run.sweep.removeprefix("table") for run in planned if run.sweep.startswith("table")}
+    other = config.preset.name not in ("demo", "smoke") and (config.preset.name != "paper" or not tables)
     # The table of another preset has the runs that failed, too.
     if not finished and not (other and Status.FAILED in statuses):
         print("no run is finished: there is no table to print.", file=sys.stderr)
@@ -164,8 +166,7 @@ def _print_results(planned: Sequence[Planned]) -> int:
         commands = [["analysis.demo", str(runs)]]
     else:
         datasets = {run.config.dataset.name for run in planned}
-        tables = {run.sweep.removeprefix("table") for run in planned if run.sweep.startswith("table")}
-        narrowed = ["--dataset", *datasets] if tables and len(datasets) == 1 else []
+        narrowed = ["--dataset", *datasets] if len(datasets) == 1 else []
         narrowed += ["--table", *tables] if len(tables) == 1 else []
         # Beside results/runs, and inside any other folder of runs.
         out = runs.parent if runs.name == "runs" else runs
@@ -175,7 +176,7 @@ def _print_results(planned: Sequence[Planned]) -> int:
             ["analysis.report", str(runs), "--out", str(out / "report.html")],
         ]
         if other:
-            # Tables and figures are of the paper's protocol.
+            # Tables and figures are of the paper's protocol and cells.
             commands[:-1] = [["analysis.overview", str(runs), "--out", str(out)]]
     for command in commands:
         status = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False).returncode

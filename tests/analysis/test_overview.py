@@ -245,7 +245,7 @@ def test_a_folder_without_such_runs_names_the_command(
     runs: Path, write_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert overview.main([str(tmp_path / "absent")]) == 1
-    assert f"no runs of other presets than paper under {tmp_path}/absent; " in capsys.readouterr().err
+    assert f"no runs of other presets or cells than the paper's under {tmp_path}/absent; " in capsys.readouterr().err
     write_run()
     assert overview.main([str(runs)]) == 1
     error = capsys.readouterr().err
