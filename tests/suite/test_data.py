@@ -10,7 +10,7 @@ import pytest
 from filelock import FileLock
 
 from experiments.config import DatasetConfig, UsageError
-from experiments.data import accepted, digits, known, load, prepare
+from experiments.data import accepted, digits, known, load, mnist, prepare
 from experiments.data.arrays import read_cache, standardise, write_cache
 
 DIGITS = DatasetConfig("digits", num_classes=10, test_fraction=0.2, subset=False, altered=False)
@@ -40,6 +40,29 @@ def test_a_damaged_cache_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "set" / "meta.json").write_text("{}")
     with pytest.raises(UsageError, match=r"damaged(.|\n)*make data"):
         read_cache(tmp_path / "set", "make data")
+
+
+def test_damaged_data_are_prepared_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = {"train_x": np.zeros((3, 4, 4), np.uint8), "test_x": np.ones((2, 4, 4), np.uint8)}
+    images["train_x"][0] = 9
+    whole = {**images, "train_y": np.arange(3, dtype=np.uint8), "test_y": np.arange(2, dtype=np.uint8)}
+    monkeypatch.setattr(mnist, "prepare", lambda *_: write_cache(tmp_path / "mnist", whole))
+    config = dataclasses.replace(DIGITS, name="mnist")
+    assert prepare(config, tmp_path).startswith("prepared mnist")
+    assert prepare(config, tmp_path).startswith("already prepared: mnist")
+    np.save(tmp_path / "mnist" / "test_y.npy", np.zeros(2, np.uint8))
+    with pytest.raises(UsageError, match="damaged"):
+        load(config, tmp_path)
+    assert prepare(config, tmp_path).startswith("prepared mnist")
+    said = capsys.readouterr().out
+    assert "are damaged: SHA-256 expected" in said
+    assert said.endswith("They are prepared again.\n")
+    assert load(config, tmp_path).test_y.tolist() == [0, 1]
+    # Another copy than asked for is no damage.
+    with pytest.raises(UsageError, match="subset"):
+        prepare(dataclasses.replace(config, subset=True), tmp_path)
 
 
 def test_standardise_uses_the_training_numbers_for_both() -> None:
