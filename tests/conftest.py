@@ -33,6 +33,17 @@ def few_mappings() -> Iterator[None]:
         gc.collect()
 
 
+@pytest.fixture(scope="module")
+def quick_to_compile() -> Iterator[None]:
+    """For files that compile many small networks and compare iterates: they run in no time however compiled.
+
+    The other files compile as users do.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
     """64-bit floats for one test."""

@@ -6,17 +6,6 @@ import jax
 import pytest
 
 
-@pytest.fixture(scope="module")
-def quick_to_compile() -> Iterator[None]:
-    """For files that compile many small networks and compare iterates: they run in no time however compiled.
-
-    The other files compile as users do.
-    """
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture
 def compiled() -> Iterator[list[str]]:
     """Events of compilation, as they come."""
