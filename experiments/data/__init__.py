@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import pkgutil
 from pathlib import Path
 from types import ModuleType
 
@@ -32,7 +33,7 @@ def accepted(name: str) -> tuple[str, ...]:
 
 
 def _files() -> list[str]:
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def _module(name: str) -> ModuleType:
