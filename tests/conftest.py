@@ -9,6 +9,9 @@ from pathlib import Path
 
 # Before JAX is imported anywhere: tests mean the same on a machine with an accelerator.
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Most tests compile many small programs and run each for a moment: half of the suite's time would be spent in making
+# them fast. Files that train for long, or look at what was compiled, ask for `optimized`.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest
@@ -16,6 +19,7 @@ import pytest
 # Shapes that match only by adding leading dimensions are mistakes here.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -34,14 +38,14 @@ def few_mappings() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def quick_to_compile() -> Iterator[None]:
-    """For files that compile many small networks and compare iterates: they run in no time however compiled.
-
-    The other files compile as users do.
-    """
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+def optimized() -> Iterator[None]:
+    """Programs as users have them, here and in processes that the file's tests start."""
+    before = os.environ[QUICK]
+    os.environ[QUICK] = "0"
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    os.environ[QUICK] = before
+    jax.config.update("jax_disable_most_optimizations", before == "1")
 
 
 @pytest.fixture

@@ -29,9 +29,16 @@ from experiments.runner import folder_of
 CASES = {
     "mlp": ("dataset=digits", "model=mlp_1x32"),
     "cnn": ("dataset=digits", "model=cnn_1x32", "model.hidden=[4]", "protocol.batch_size=8"),
-    "rnn": ("dataset=shakespeare", "model=rnn_1x256", "model.hidden=[8]", "dataset.limit=64", "protocol.batch_size=8"),
+    "rnn": (
+        "dataset=shakespeare",
+        "model=rnn_1x256",
+        "model.hidden=[8]",
+        "dataset.limit=64",
+        "protocol.batch_size=8",
+        "engine=exact",
+    ),
 }
-"""Data sets and networks, small: one line each."""
+"""Data sets and networks, small: one line each. DR with published operators diverges on the RNN (docs/cells.md)."""
 EVALUATIONS = 40
 POLL_SECONDS = 0.003
 

@@ -15,7 +15,6 @@ import pjax_core as pjax
 from pjax_core import nn, optim
 from tests.core.networks import RNN, ZOO, images, initial, relative_error, sentences, zoo
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 ROOT = Path(__file__).resolve().parents[2]
 AP, CP, DR = optim.AlternatingProjections, optim.CyclicProjections, optim.DouglasRachford
 STEPS = 20

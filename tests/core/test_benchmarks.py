@@ -12,6 +12,8 @@ from benchmarks.__main__ import main as benchmarks_main
 from benchmarks.measure import peak_mb
 from benchmarks.networks import NETWORKS, cnn, mlp, rnn
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 
 def test_memory(tmp_path, capsys):
     memory.main(["--quick", "--json", str(tmp_path / "new" / "memory.json")])

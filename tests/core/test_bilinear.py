@@ -14,7 +14,7 @@ from pjax_core import nn, optim, rules
 from pjax_core.bilinear import Dots
 from pjax_core.trace import trace_with_arrays
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_to_compile")
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 def _conv(x, w, **options):

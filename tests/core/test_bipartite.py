@@ -19,8 +19,6 @@ from pjax_core.bipartite import make_bipartite
 from pjax_core.graph import Graph, Node, Operand
 from tests.core.networks import blobs, relative_error
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 ROOT = Path(__file__).resolve().parents[2]
 DTYPE = np.dtype(np.float32)
 

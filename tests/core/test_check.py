@@ -9,8 +9,6 @@ from jax.extend.core import primitives as P
 import pjax_core as pjax
 from pjax_core import projections, rules
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 RIGHT = {
     "sum": (P.reduce_sum_p, [(2, 3, 2)], {"axes": (0, 2), "out_sharding": None}),
     "mean": (rules.mean_p, [(2, 3, 2)], {"axes": (-3, -1)}),

@@ -128,7 +128,6 @@ def test_dots_on_side_a_are_held_by_history_too():
     assert relative_error(history, edges, start) < RTOL
 
 
-@pytest.mark.usefixtures("quick_to_compile")
 def test_a_wide_output_layer_trains_nearly_as_by_edges():
     """Where roots are large, a short window is no exact method; it has to serve."""
     model = RNN(tokens=33, features=32, hidden=48, state=32)

@@ -20,8 +20,6 @@ from tests.core.networks import (
 )
 from tests.core.scalar_oracle import ScalarNetwork
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 AP, CP, DR = optim.AlternatingProjections, optim.CyclicProjections, optim.DouglasRachford
 PRESETS = {"published": pjax.PUBLISHED, "exact": pjax.EXACT}
 RTOL = 1e-5

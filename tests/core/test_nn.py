@@ -12,8 +12,6 @@ import pjax_core as pjax
 from pjax_core import nn, optim
 from tests.core.networks import MLP, blobs, patches
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 def test_names_shapes_and_initial_values():
     params = MLP((784, 256, 10)).init(jax.random.key(0))

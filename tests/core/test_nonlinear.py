@@ -9,8 +9,6 @@ import pjax_core as pjax
 from pjax_core import nn, optim, projections, rules
 from tests.core.networks import blobs, relative_error
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 X, Y, W = jnp.ones((4, 6, 3)), jnp.array([0, 1, 0, 1]), jnp.ones((3, 2))
 
 

@@ -14,8 +14,6 @@ from pjax_core import nn, optim
 from pjax_core import numpy as pjax_numpy
 from tests.core.networks import patches, relative_error
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 INDICES = np.array([2, 0, 2])
 PADS = ((0, 0), (1, 0), (2, 1))
 

@@ -16,7 +16,7 @@ import pjax_core as pjax
 from pjax_core import projections, rules
 from pjax_core.operators import Operators
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_to_compile")
+pytestmark = pytest.mark.usefixtures("x64")
 
 SAMPLES = 200
 

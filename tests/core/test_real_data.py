@@ -9,7 +9,7 @@ import pjax_core as pjax
 from experiments.data.idx import parse_idx
 from pjax_core import nn, optim
 
-pytestmark = [pytest.mark.slow, pytest.mark.shared]
+pytestmark = [pytest.mark.slow, pytest.mark.shared, pytest.mark.usefixtures("optimized")]
 
 BATCH, CHARACTERS, SYMBOLS = 16, 32, 65
 UPDATES = 20  # of 50 steps

@@ -20,9 +20,6 @@ METHODS = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
-
 def unrolled(step, carry, xs, length=None, reverse=False):
     """``lax.scan`` as a Python loop."""
     length = len(jax.tree.leaves(xs)[0]) if length is None else length

@@ -12,7 +12,7 @@ import scipy.special
 import pjax_core as pjax
 from pjax_core import projections
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_to_compile")
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 @pytest.mark.parametrize("scale", [0.1, 1, 20, 1e4])

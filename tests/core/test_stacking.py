@@ -10,7 +10,7 @@ from pjax_core import nn, optim
 from pjax_core.stacking import stack
 from tests.core.networks import blobs, network
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_to_compile")
+pytestmark = pytest.mark.usefixtures("x64")
 
 METHODS = {
     "AP": lambda on: optim.AlternatingProjections(8, stacking=on),

@@ -14,8 +14,6 @@ import pjax_core as pjax
 from pjax_core import nn, optim, projections, rules
 from tests.core.networks import FlaxMLP, blobs, problem
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 X, Y = jnp.ones((4, 3)), jnp.array([0, 1, 0, 1])
 
 

@@ -10,8 +10,6 @@ from baselines.mlp import MLP
 from baselines.rnn import RNN
 from pjax_core import nn, optim
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 IMAGES = np.random.default_rng(0).normal(size=(6, 8, 8, 2)).astype(np.float32)
 TOKENS = np.random.default_rng(0).integers(0, 7, (6, 5))
 NETWORKS = {

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cells import plan
+from experiments.cells import Planned, plan
 from experiments.config import ROOT, UsageError
 from experiments.memory import limit_bytes
 from experiments.progress import RunProgress
@@ -88,7 +88,9 @@ def test_runs_side_by_side_share_the_memory() -> None:
     assert limit_bytes(2.0, 4) == 2e9
 
 
-def test_progress_names_runs_that_go_on_at_once(short: Callable[..., plan], capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_names_runs_that_go_on_at_once(
+    short: Callable[..., Planned], capsys: pytest.CaptureFixture[str]
+) -> None:
     from experiments.records import Event
 
     first, second = short("method=sgd").config, short("method=adam").config

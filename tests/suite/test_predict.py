@@ -51,6 +51,7 @@ def test_a_pace_is_the_median_of_runs_of_the_cell_on_the_device(tmp_path: Path, 
 def test_another_limit_of_steps_has_the_pace_and_no_expected_end(tmp_path: Path, short: Callable[..., Planned]) -> None:
     record(tmp_path, short("method=ap").config, 2.0, 200)
     pace = Paces([tmp_path], DEVICE).of(short("method=ap", "protocol.max_steps=1000").config)
+    assert pace
     assert pace == Pace(2.0, 3.0, None)
     assert pace.seconds(1000) == 5.0
     assert pace.seconds(1000, done=500) == 4.0

@@ -225,15 +225,15 @@ def test_seeds_of_a_cell_can_share_a_program(short: Callable[..., Planned], caps
 
 
 def test_a_batch_that_does_not_fit_is_refused_with_the_largest_that_does(short: Callable[..., Planned]) -> None:
-    config = short("method=dr", "protocol.batch_size=300").config
+    config = short("method=adam", "protocol.batch_size=300").config
     data = load(config.dataset, Path())
     needed = {
-        size: predicted_bytes(short("method=dr", f"protocol.batch_size={size}").config, data) or 0
+        size: predicted_bytes(short("method=adam", f"protocol.batch_size={size}").config, data) or 0
         for size in (300, 256, 128, 64)
     }
     assert needed[300] > needed[256] > needed[128] > needed[64] > 0
     limit = (needed[128] + needed[64]) / 2e9
-    planned = short("method=dr", "protocol.batch_size=300", f"memory_gb={limit}")
+    planned = short("method=adam", "protocol.batch_size=300", f"memory_gb={limit}")
     with pytest.raises(
         UsageError, match=r"batch_size=300 takes .* GB .*memory_gb; the largest power of two that fits is 64$"
     ):
@@ -241,7 +241,7 @@ def test_a_batch_that_does_not_fit_is_refused_with_the_largest_that_does(short: 
     assert status_of(planned.config) is Status.MISSING
     assert [path.name for path in folder_of(planned.config).iterdir()] == ["run.lock"]
     # An earlier failure stays what it was, and seeds that do not fit together are told apart from a batch.
-    again = short("method=dr", "protocol.batch_size=300", f"memory_gb={limit}", "retry_failed=true")
+    again = short("method=adam", "protocol.batch_size=300", f"memory_gb={limit}", "retry_failed=true")
     (folder_of(again.config) / "FAILED.json").write_text("{}")
     with pytest.raises(UsageError, match="batch_size=300"):
         execute(again.config, again.overrides, ignore)
@@ -249,7 +249,7 @@ def test_a_batch_that_does_not_fit_is_refused_with_the_largest_that_does(short: 
     pair = [short("method=ap", "protocol.batch_size=64", "memory_gb=1e-6", f"seed={seed}") for seed in (1, 2)]
     together = execute_together([(each.config, each.overrides) for each in pair], lambda _, event: None)
     assert all("2 seeds in one program take" in str(outcome) for outcome in together)
-    fits = short("method=dr", "protocol.batch_size=64", f"memory_gb={limit}")
+    fits = short("method=adam", "protocol.batch_size=64", f"memory_gb={limit}")
     assert execute(fits.config, fits.overrides, ignore) is not None
     assert "memory_gb" not in (folder_of(fits.config) / "command.sh").read_text()
 

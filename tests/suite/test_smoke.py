@@ -19,6 +19,8 @@ from experiments.loop import Diverged
 from experiments.records import Event
 from experiments.runner import RunFailed, execute
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 SHARES = {"mlp": 3, "cnn": 1, "rnn": 1}
 """How many cells of each family run: about a minute on one core."""
 

@@ -235,6 +235,7 @@ def test_gradient_method_descends_the_mean_loss() -> None:
     np.testing.assert_allclose(params, 3.0, rtol=1e-6)  # the mean: 0 - 0.5 * 2 * (0 - 3)
 
 
+@pytest.mark.usefixtures("compiled_once")
 @pytest.mark.parametrize("method", ["adam", "dr", "ap"])
 def test_seeds_as_one_program_have_the_numbers_of_runs_alone(method: str, short: Callable[..., Planned]) -> None:
     configs = [short(f"method={method}", f"seed={seed}", "protocol.patience=1").config for seed in range(3)]
