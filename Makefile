@@ -51,7 +51,7 @@ help: ## list the verbs
 demo: $(STAMP) ## five methods on real 8x8 digits, a table and a figure, in under 3 minutes; no data to download
 	@$(BIN)/python -m experiments.reproduce sweep=demo preset=demo seeds=1
 
-test: $(STAMP) ## all tests that need no cluster and no network
+test: $(STAMP) ## the tests, which need no cluster and no network; ARGS=--all: every case of those with many
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: $(STAMP) ## style, formatting and types

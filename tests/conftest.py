@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import random
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,8 @@ import pytest
 # Shapes that match only by adding leading dimensions are mistakes here.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+SHARE = 4
+"""One of so many cases of a `matrix` is this commit's."""
 QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -70,11 +74,33 @@ def shared() -> Path:
     pytest.skip(reason)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The fixture brings its marker: a test cannot have one without the other."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="all cases of tests marked matrix, not this commit's part")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave this commit's part of the cases of each `matrix`; and the fixture `shared` brings its marker."""
     for item in items:
         if "shared" in getattr(item, "fixturenames", ()):
             item.add_marker("shared")
+    if config.getoption("--all"):
+        return
+    groups: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("matrix"):
+            groups.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    # The same in every process. A case that is asked for by its name is alone in its group.
+    turn = random.Random(head())
+    left_out = {case for cases in groups.values() for case in turn.sample(cases, len(cases) - -(-len(cases) // SHARE))}
+    if left_out:
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
+
+
+def head() -> str:
+    """The commit that is checked out, or nothing."""
+    command = ["git", "rev-parse", "HEAD"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -211,7 +211,20 @@ def plant(defect: Defect, tree: Path) -> str:
 def noticed(defect: Defect, tree: Path) -> bool:
     """Run the defect's tests in the copy, until one fails."""
     tests = [f"tests/core/{test}" for test in defect.tests]
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", *tests]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n",
+        "0",
+        "-x",
+        "-q",
+        "--all",
+        "--tb=no",
+        "-p",
+        "no:cacheprovider",
+        *tests,
+    ]
     done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
     if done.returncode not in (0, 1):
         raise RuntimeError(f"{defect.name}: its tests did not run\n{done.stdout}{done.stderr}")

@@ -48,6 +48,7 @@ def _trained(network, method, *, edges):
         return _method(method, STEPS, edges=edges).update(*zoo(network)).params
 
 
+@pytest.mark.matrix
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("network", ZOO)
 @pytest.mark.parametrize("method", METHODS)
@@ -57,6 +58,7 @@ def test_every_representation_equals_edges(network, method):
     assert relative_error(fast, edges, start) < 1e-5
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("network", ZOO)
 @pytest.mark.parametrize("method", ["AP", "DR"])
 def test_float32_stays_near_float64(network, method):

@@ -270,6 +270,7 @@ def test_the_summary_says_where_the_identities_are(network):
         assert f"(node {number}) between {graph.nodes[source].name} (node {source}) and " in text
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     "method", [optim.AlternatingProjections, optim.CyclicProjections, optim.DouglasRachford], ids=lambda m: m.__name__
 )

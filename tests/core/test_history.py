@@ -24,6 +24,7 @@ def _problem(loss_fn, start, method):
     return Problem(graph, values, indices, method)
 
 
+@pytest.mark.matrix
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("operators", PRESETS.values(), ids=PRESETS)
 @pytest.mark.parametrize(("window", "bound"), [(1, 1e-3), (2, 1e-4)])

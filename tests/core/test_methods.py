@@ -43,6 +43,7 @@ def test_edges_are_the_papers_scalar_method(name, method, skip):
         np.testing.assert_allclose(ours[names[node[1]]][node[2:]], value, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.matrix
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("operators", PRESETS.values(), ids=PRESETS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

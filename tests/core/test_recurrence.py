@@ -163,6 +163,7 @@ CASES = [
 ]
 
 
+@pytest.mark.matrix
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("case", CASES, ids=lambda f: f.__name__)

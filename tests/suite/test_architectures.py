@@ -62,6 +62,7 @@ def test_cnn_pools_over_space(skip):
     assert np.abs(one).max() > 1e-3
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("method", [optim.AlternatingProjections, optim.CyclicProjections, optim.DouglasRachford])
 def test_projections_train_every_architecture(network, method):

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments.config import ROOT, DatasetConfig, compose_run, sweep_cells
+from experiments.config import DatasetConfig, compose_run, sweep_cells
 from experiments.data import Dataset, digits
 from experiments.loop import Diverged
 from experiments.records import Event
 from experiments.runner import RunFailed, execute
+from tests.conftest import head
 
 pytestmark = pytest.mark.usefixtures("optimized")
 
@@ -25,16 +25,10 @@ SHARES = {"mlp": 3, "cnn": 1, "rnn": 1}
 """How many cells of each family run: about a minute on one core."""
 
 
-def commit() -> str:
-    """The commit that is checked out, or nothing."""
-    command = ["git", "rev-parse", "HEAD"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-
-
 def chosen() -> list[list[str]]:
     """Arguments of the cells whose turn it is, the same in every process."""
     cells = [cell for table in (2, 3, 4) for cell in sweep_cells(f"table{table}")]
-    turn, found = random.Random(commit()), []
+    turn, found = random.Random(head()), []
     for family, count in SHARES.items():
         found += turn.sample([cell for cell in cells if cell["model"].startswith(family)], count)
     return [[f"{key}={value}" for key, value in cell.items()] for cell in found]
