@@ -22,7 +22,7 @@ from rich.table import Table
 from analysis.load import LoadError, load_events, load_records
 from analysis.statistics import Sample, sample
 from analysis.style import METHODS, dataset_label, family_label, method_label, method_style, model_label
-from analysis.terminal import print_table, shown_path
+from analysis.terminal import existing_folder, print_table, shown_path
 
 DEFAULT_FOLDER = Path("results/demo")
 # From this ratio of the longest to the shortest run on, a linear axis would squeeze the short one into a line.
@@ -133,7 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.demo", description="The demonstration's table and figure."
     )
-    parser.add_argument("folder", nargs="?", type=Path, default=DEFAULT_FOLDER, help="folder with one folder per run")
+    parser.add_argument(
+        "folder", nargs="?", type=existing_folder, default=DEFAULT_FOLDER, help="folder with one folder per run"
+    )
     parser.add_argument("--out", type=Path, default=None, help="path of the figure; default: demo.png in the folder")
     args = parser.parse_args(argv)
     out: Path = args.out or args.folder / "demo.png"

@@ -25,7 +25,7 @@ from analysis.published import load_published
 from analysis.statistics import PAPER_SEEDS
 from analysis.style import RC
 from analysis.tables import DEFAULT_RUNS
-from analysis.terminal import shown_path
+from analysis.terminal import existing_folder, shown_path
 
 DEFAULT_OUT = Path("results/figures")
 FORMATS = ("png", "pdf", "svg")
@@ -134,9 +134,15 @@ def command_of(runs: Path, benchmarks: Path, graphs: Path, out: Path, *, mixed: 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that say where records, benchmarks and graphs lie."""
-    parser.add_argument("runs", nargs="?", type=Path, default=DEFAULT_RUNS, help="folder with one folder per run")
-    parser.add_argument("--benchmarks", type=Path, default=DEFAULT_BENCHMARKS, help="folder with depth-*.json")
-    parser.add_argument("--graphs", type=Path, default=DEFAULT_GRAPHS, help="folder of `python -m experiments.graphs`")
+    parser.add_argument(
+        "runs", nargs="?", type=existing_folder, default=DEFAULT_RUNS, help="folder with one folder per run"
+    )
+    parser.add_argument(
+        "--benchmarks", type=existing_folder, default=DEFAULT_BENCHMARKS, help="folder with depth-*.json"
+    )
+    parser.add_argument(
+        "--graphs", type=existing_folder, default=DEFAULT_GRAPHS, help="folder of `python -m experiments.graphs`"
+    )
     parser.add_argument("--mixed-versions", action="store_true", help="read records of other schema versions too")
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.layouts import Layout
+from analysis.terminal import existing_folder
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -100,7 +101,7 @@ def compile_tex(path: Path, program: str = "pdflatex") -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status (1 for a file that does not compile, or without TeX)."""
     parser = argparse.ArgumentParser(prog="python -m analysis.latex", description="Compile the tables' LaTeX.")
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("results/tables"))
+    parser.add_argument("folder", nargs="?", type=existing_folder, default=Path("results/tables"))
     folder: Path = parser.parse_args(argv).folder
     paths = sorted(folder.glob("*.tex"))
     if not paths:

@@ -29,7 +29,7 @@ from analysis.load import Failure, load_failures, load_records, shared_part
 from analysis.published import CellKey, Published, PublishedCell, load_published
 from analysis.style import METHODS, dataset_label, family_label, method_label, model_label
 from analysis.tables import hardware_notes, mark_notes, markdown, plain, plain_sample, terminal_table
-from analysis.terminal import print_table, shown_path
+from analysis.terminal import existing_folder, print_table, shown_path
 
 DEFAULT_RUNS = Path("results/quick")
 # Longer messages are whole in the run's FAILED.json.
@@ -335,7 +335,9 @@ def write_overview(runs: Path, out: Path, *, mixed: bool = False) -> list[Path]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status (1 with a message on standard error for unusable records or folders)."""
     parser = argparse.ArgumentParser(prog="python -m analysis.overview", description="Runs of other presets.")
-    parser.add_argument("runs", nargs="?", type=Path, default=DEFAULT_RUNS, help="folder with one folder per run")
+    parser.add_argument(
+        "runs", nargs="?", type=existing_folder, default=DEFAULT_RUNS, help="folder with one folder per run"
+    )
     parser.add_argument("--out", type=Path, help="folder for the files; default: that of the runs")
     parser.add_argument("--mixed-versions", action="store_true", help="read records of other schema versions too")
     args = parser.parse_args(argv)

@@ -21,13 +21,13 @@ from rich import box
 from rich.table import Table
 
 from analysis.compare import Comparison, Ours, Row, compare
-from analysis.latex import latex
+from analysis.latex import PACKAGES, latex
 from analysis.layouts import METRICS, MISSING, TITLES, Layout, brief_layout, device_letter, judged_layouts, layouts
 from analysis.load import load_records
 from analysis.published import load_published
 from analysis.statistics import PAPER_SEEDS, Sample, Verdict
 from analysis.style import VERDICT_COLOURS, dataset_label
-from analysis.terminal import print_table, shown_path
+from analysis.terminal import existing_folder, print_table, shown_path
 
 DEFAULT_RUNS = Path("results/runs")
 DEFAULT_OUT = Path("results/tables")
@@ -216,9 +216,12 @@ def write_tables(
         below = [f"- {note}" for note in [*notes(comparison, runs, len(records)), f"Made by `{command}`."]]
         title = f"# Table {number}: {TITLES[number]}"
         drawn = layouts(comparison)
+        packages = f"% \\usepackage{{{','.join(PACKAGES)}}}"
         texts = {
             ".md": "\n".join([title, "", *map(markdown, drawn), *below, ""]),
-            ".tex": "\n".join([f"% made by: {command}", *(latex(t, f"tab:{number}-{t.name}") for t in drawn)]),
+            ".tex": "\n".join(
+                [f"% made by: {command}", packages, *(latex(t, f"tab:{number}-{t.name}") for t in drawn)]
+            ),
             ".csv": csv_text(comparison, command),
         }
         for suffix, text in texts.items():
@@ -234,7 +237,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status (1 with a message on standard error for unusable records or folders)."""
     cells = load_published().cells
     parser = argparse.ArgumentParser(prog="python -m analysis.tables", description="Tables 2-4, ours beside published.")
-    parser.add_argument("runs", nargs="?", type=Path, default=DEFAULT_RUNS, help="folder with one folder per run")
+    parser.add_argument(
+        "runs", nargs="?", type=existing_folder, default=DEFAULT_RUNS, help="folder with one folder per run"
+    )
     parser.add_argument(
         "--table", type=_numbers, default=(), help="one, or several like 2,3; default: those that have a record"
     )
@@ -258,7 +263,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"error: the tables cannot be written to {shown_path(args.out)}: {error}", file=sys.stderr)
+        place = args.readme or args.out
+        print(f"error: the tables cannot be written to {shown_path(place)}: {error}", file=sys.stderr)
         return 1
     return 0
 

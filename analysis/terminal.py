@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +16,14 @@ def shown_path(path: Path) -> str:
     """Returns a path relative to the repository where it lies inside it, so that no file names a machine's folders."""
     absolute = path.resolve()
     return (absolute.relative_to(_ROOT) if absolute.is_relative_to(_ROOT) else path).as_posix()
+
+
+def existing_folder(text: str) -> Path:
+    """Returns the folder that is named on a command line, where a wrong one must not look like one without records."""
+    path = Path(text)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is {'a file' if path.exists() else 'no folder'}")
+    return path
 
 
 def print_table(table: Table) -> None:

@@ -244,8 +244,9 @@ def test_files_are_byte_identical_on_a_second_run_and_lie_beside_the_runs(runs: 
 def test_a_folder_without_such_runs_names_the_command(
     runs: Path, write_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert overview.main([str(tmp_path / "absent")]) == 1
-    assert f"no runs of other presets or cells than the paper's under {tmp_path}/absent; " in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert overview.main([str(tmp_path / "empty")]) == 1
+    assert f"no runs of other presets or cells than the paper's under {tmp_path}/empty; " in capsys.readouterr().err
     write_run()
     assert overview.main([str(runs)]) == 1
     error = capsys.readouterr().err

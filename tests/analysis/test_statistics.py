@@ -199,11 +199,8 @@ def test_margins_are_two_deviations_between_a_floor_and_a_cap() -> None:
     margins = [ACCURACY.of(published_sample(90.0, std, 0.1)) for std in (0.1, 1.0, 5.4)]
     assert margins == pytest.approx([0.25, 2 * 1.25**0.5, 5.0])
     steps = MARGINS["steps_k"]
-    assert [steps.of(published_sample(m, s, 1.0)) for m, s in ((1.6, 0.3), (168.0, 108.8), (1.4, 3.0))] == [
-        1.0,
-        84.0,
-        1.0,
-    ]
+    of = [steps.of(published_sample(m, s, 1.0)) for m, s in ((1.6, 0.3), (100.0, 15.0), (168.0, 108.8), (1.4, 3.0))]
+    assert of == pytest.approx([1.0, 30 * 1.25**0.5, 84.0, 1.0])
 
 
 @pytest.mark.parametrize(

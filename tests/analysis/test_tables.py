@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from analysis import tables
+from analysis import demo, figures, latex, report, tables
 from analysis.compare import CompareError, compare
 from analysis.load import load_records
 from analysis.published import load_published
@@ -32,12 +33,13 @@ def cells(text: str, method: str, part: str = "test accuracy") -> list[str]:
 
 
 def test_without_records_every_cell_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tables.main([str(tmp_path / "absent"), "--out", str(tmp_path / "out")]) == 0
+    (tmp_path / "empty").mkdir()
+    assert tables.main([str(tmp_path / "empty"), "--out", str(tmp_path / "out")]) == 0
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == [f"table{number}.{suffix}" for number in (2, 3, 4) for suffix in ("csv", "md", "tex")]
     text = (tmp_path / "out" / "table2.md").read_text(encoding="utf-8")
     assert (
-        f"No records under {tmp_path}/absent: every cell is missing (—). `make reproduce TABLE=2` makes them." in text
+        f"No records under {tmp_path}/empty: every cell is missing (—). `make reproduce TABLE=2` makes them." in text
     )
     assert "- Accuracy of 0 of 45 cells judged: 0 reproduced, 0 inconclusive, 0 differs." in text
     assert cells(text, "DR") == ["", "", "DR", "—", "—", "95.8 ± 0.6", "—", "—", "missing", "—"]
@@ -295,3 +297,15 @@ def test_a_table_without_the_data_set_lists_the_tables(capsys: pytest.CaptureFix
     with pytest.raises(SystemExit):
         tables.main(["--table", "4", "--dataset", "mnist"])
     assert "table 4 has no mnist; it is in table 2, 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [tables.main, figures.main, report.main, latex.main, demo.main])
+def test_a_folder_that_is_not_there_is_no_folder_without_records(
+    verb: Callable[[Sequence[str]], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for name, what in (("absent", "no folder"), ("file", "a file")):
+        with pytest.raises(SystemExit) as ended:
+            verb([str(tmp_path / name)])
+        assert ended.value.code == 2
+        assert f"{tmp_path}/{name} is {what}" in capsys.readouterr().err
