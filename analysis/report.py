@@ -14,8 +14,8 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from markupsafe import Markup
 from rich import box
 from rich.table import Table
 
-from analysis.claims import BenchmarkError, Finding, judge_ours, judge_published, load_depth
+from analysis.claims import BenchmarkError, Finding, State, judge_ours, judge_published, load_depth
 from analysis.compare import CompareError, Comparison, Ours, Row, compare
 from analysis.drawings import GraphError
 from analysis.figures import Drawn, add_sources, draw_figures
@@ -34,7 +34,7 @@ from analysis.load import LoadError, load_failures, load_records
 from analysis.overview import Overview, overviews
 from analysis.overview import layout as other_layout
 from analysis.overview import notes as other_notes
-from analysis.published import load_published
+from analysis.published import CellKey, load_published
 from analysis.statistics import MARGINS, PAPER_SEEDS, Verdict, contrast
 from analysis.style import (
     METHODS,
@@ -80,6 +80,16 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Context:
+    """What one context of a claim says, by the paper's own tables and by our records, with links to our rows."""
+
+    name: str
+    theirs: State
+    ours: State
+    links: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class RunGroup:
     """The runs behind one row of the tables."""
 
@@ -94,7 +104,7 @@ class Report:
 
     comparisons: list[Comparison]
     grid: Grid
-    claims: list[tuple[Finding, Finding]]  # by the paper's own tables, by our records
+    claims: list[tuple[Finding, Finding, list[Context]]]  # by the paper's own tables, by our records, and where
     figures: list[Drawn]
     groups: list[RunGroup]
     environments: dict[str, dict[str, Any]]
@@ -148,6 +158,7 @@ def build(runs: Path, benchmarks: Path, graphs: Path, *, mixed: bool = False) ->
     comparisons = [compare(records, published, number) for number in published.tables]
     theirs = {finding.claim.id: finding for finding in judge_published(published)}
     ours = judge_ours(published, comparisons, load_depth(benchmarks))
+    rows = {key: row for comparison in comparisons for key, row in comparison.judged.items()}
     by_id: dict[str, Any] = {run["run_id"]: run for run in records.to_dict("records")}
     environments: dict[str, dict[str, Any]] = {}
     groups: list[RunGroup] = []
@@ -162,7 +173,7 @@ def build(runs: Path, benchmarks: Path, graphs: Path, *, mixed: bool = False) ->
     return Report(
         comparisons=comparisons,
         grid=verdict_grid(comparisons),
-        claims=[(theirs[finding.claim.id], finding) for finding in ours],
+        claims=[(t, o, _contexts(t, o, rows)) for t, o in ((theirs[found.claim.id], found) for found in ours)],
         figures=draw_figures(runs, benchmarks, graphs, mixed=mixed),
         groups=groups,
         environments=environments,
@@ -171,6 +182,21 @@ def build(runs: Path, benchmarks: Path, graphs: Path, *, mixed: bool = False) ->
         records=len(records),
         runs=runs,
     )
+
+
+def _contexts(theirs: Finding, ours: Finding, rows: Mapping[CellKey, Row]) -> list[Context]:
+    """The contexts of a claim: first those where our records agree, then those where they contradict."""
+    found: list[Context] = []
+    for their, our in zip(theirs.trials, ours.trials, strict=True):
+        keys = [key for key in our.cells if key in rows]
+        links = [(anchor(rows[key]), f"{model_label(key[1])} {method_style(key[2]).label}") for key in keys]
+        found.append(Context(" ".join(map(_word, our.context.split())), their.state, our.state, links))
+    return sorted(found, key=lambda context: (list(State).index(context.ours), list(State).index(context.theirs)))
+
+
+def _word(name: str) -> str:
+    family = name.upper() if name in ("mlp", "cnn", "rnn") else name
+    return method_label(name, None) if name in METHODS else dataset_label(family)
 
 
 def _run(run: dict[str, Any], environments: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -223,7 +249,7 @@ def _ablation_line(row: Row, exact: Ours, plain: Ours | None) -> dict[str, str]:
         difference = f"{signed(estimate.value, 1)} [{signed(low, 1)}, {signed(high, 1)}]"
     times = (exact.device_ms.mean, plain.device_ms.mean) if plain else (None, None)
     return {
-        "place": f"{dataset_label(row.published.dataset)} {model_label(row.published.model)}",
+        "place": _place(dataset_label(row.published.dataset), model_label(row.published.model)),
         "method": method_style(row.published.method).label,
         "published": mean_std(plain.accuracy if plain else None, 1),
         "exact": mean_std(exact.accuracy, 1),
@@ -259,6 +285,7 @@ def page(report: Report, command: str, out: Path) -> str:
         published=published,
         margins=MARGINS,
         seeds=PAPER_SEEDS,
+        place=_place,
         command=command,
         css=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
         js=Markup((_HERE / "report.js").read_text(encoding="utf-8")),
@@ -266,8 +293,16 @@ def page(report: Report, command: str, out: Path) -> str:
 
 
 def _filled(layout: Layout) -> tuple[Layout, list[tuple[Row | None, list[tuple[Column, str]]]]]:
-    """A layout with its lines as pairs of column and cell, for the template."""
-    return layout, [(line.row, list(zip(layout.columns, line.cells, strict=True))) for line in layout.lines]
+    """A layout with its lines as pairs of column and cell; data set and architecture are one, which stays in sight."""
+    columns = (Column("Cell", "text"), *layout.columns[2:])
+    lines = [(line.row, (_place(*line.cells[:2]), *line.cells[2:])) for line in layout.lines]
+    layout = replace(layout, columns=columns)
+    return layout, [(row, list(zip(columns, cells, strict=True))) for row, cells in lines]
+
+
+def _place(dataset: str, model: str) -> str:
+    """The name of a cell, which breaks between the two only."""
+    return " ".join([dataset, model.replace(" ", "\u00a0")])
 
 
 def _clocks(comparisons: Sequence[Comparison]) -> list[dict[str, str]]:
@@ -276,7 +311,7 @@ def _clocks(comparisons: Sequence[Comparison]) -> list[dict[str, str]]:
     for row in (row for comparison in comparisons for row in comparison.rows):
         if row.ours is None or row.ours.device_ms.mean is None:
             continue
-        place = f"{dataset_label(row.published.dataset)} {model_label(row.published.model)}"
+        place = _place(dataset_label(row.published.dataset), model_label(row.published.model))
         times = {name: mean_std(getattr(row.ours, name), digits) for name, digits in names.items()}
         label = method_label(row.published.method, row.ours.engine)
         found.append({"place": place, "method": label, "device": row.ours.device, "anchor": anchor(row)} | times)
@@ -325,7 +360,7 @@ def print_summary(report: Report, out: Path) -> None:
     signs = Table.grid(padding=(0, 2))
     signs.add_row(*(f"[{VERDICT_COLOURS[s]}]{VERDICT_SYMBOLS[s]} {s}: {counts[s]}[/]" for s in VERDICT_SYMBOLS))
     print_table(signs)
-    outcomes = Counter(str(finding.outcome) for _, finding in report.claims)
+    outcomes = Counter(str(finding.outcome) for _, finding, _ in report.claims)
     said = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
     print(f"The text's claims on our records: {said}.")
     print("A number is that of seeds. What the verdicts mean: docs/verdicts.md.")

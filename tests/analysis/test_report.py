@@ -91,8 +91,9 @@ def test_every_number_of_ours_links_to_its_runs_and_their_command(runs: Path, wr
         (folder / "command.sh").write_text(f"#!/bin/sh\npython -m experiments.run method=sgd seed={seed}\n")
     page = make(runs, tmp_path / "report.html")
     assert "runs-run-000" in page.ids
-    # The grid, the numbers of three tables, and the clocks.
-    assert page.links.count("#runs-run-000") == 1 + 3 + 2 + 6 + 5
+    # The grid, the numbers of three tables, the clocks, and contexts of claims: 3 of accuracy or steps, 3 + 3 of times,
+    # and 2 of the gap between architectures.
+    assert page.links.count("#runs-run-000") == 1 + 3 + 2 + 6 + 5 + 3 + 6 + 2
     assert {f"runs/run-00{seed}/record.json" for seed in (0, 1)} <= set(page.links)
     for seed in range(2):
         assert f"python -m experiments.run method=sgd seed={seed}" in page.text
@@ -111,6 +112,22 @@ def test_exact_operators_stand_beside_the_papers(runs: Path, write_run: Any, tmp
             write_run(seed=seed, cell__method="dr", cell__engine=engine, metrics__test_accuracy=accuracy)
     text = make(runs, tmp_path / "report.html").text
     assert re.search(r"MNIST 1 x 128 DR 3 / 3 90\.1 ± 0\.1 92\.1 ± 0\.1 \+2\.0 \[\+1\.\d, \+2\.\d\] 1\.00", text)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_claim_opens_to_what_each_context_says_and_to_its_runs(runs: Path, write_run: Any, tmp_path: Path) -> None:
+    for seed in range(3):
+        for method, accuracy in {"dr": 0.90, "ap": 0.95}.items():
+            cell = {"cell__method": method, "cell__engine": "published"}
+            write_run(seed=seed, metrics__test_accuracy=accuracy + 0.002 * seed, **cell)
+    out = tmp_path / "report.html"
+    text = make(runs, out).text
+    # What speaks comes first: our records contradict where the paper's tables agree.
+    first = "1 contradict, 8 missing Context Ours Published Our runs MLP MNIST shallow contradict agree 1 x 128 DR"
+    assert f"{first} , 1 x 128 AP MLP MNIST deep missing agree — " in text
+    row = re.search(r'<tr id="claim-dr-above-ap-mlp">.*?</details>', out.read_text(encoding="utf-8"), re.DOTALL)
+    assert row
+    assert re.findall(r'href="#(.*?)"', row.group()) == ["runs-run-000", "runs-run-001"]
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -157,7 +174,7 @@ def test_what_cannot_be_used_or_written_is_named(
     assert capsys.readouterr().err.startswith(f"error: {path}: not valid JSON")
 
 
-CHECKS = """
+CHECKS = r"""
 <script>
 const found = {errors: []};
 window.addEventListener("error", (event) => found.errors.push(String(event.message)));
@@ -166,18 +183,31 @@ const visible = (rows) => Array.from(rows).filter((row) => !row.hidden);
 const column = (table, i) => visible(table.tBodies[0].rows).map((row) => row.cells[i].textContent);
 const header = (table, text) => Array.from(table.querySelectorAll("th button")).find((b) => b.textContent === text);
 header(tables[0], "Accuracy (%) ours").click();
-found.ascending = column(tables[0], 4);
+found.ascending = column(tables[0], 3);
 header(tables[0], "Accuracy (%) ours").click();
-found.descending = column(tables[0], 4);
+found.descending = column(tables[0], 3);
 found.sorted = header(tables[0], "Accuracy (%) ours").parentElement.getAttribute("aria-sort");
 header(tables[0], "Method").click();
-found.methods = column(tables[0], 2);
+found.methods = column(tables[0], 1);
 const box = document.querySelector("#table2 input[type=search]");
 box.value = "mnist 4 x 128 adam";
 box.dispatchEvent(new Event("input"));
-found.filtered = column(tables[0], 1);
+found.filtered = column(tables[0], 0).map((text) => text.replaceAll("\u00a0", " "));
 box.value = "";
 box.dispatchEvent(new Event("input"));
+const place = (element) => element.getBoundingClientRect();
+found.scroll = [];
+found.adrift = [];
+document.querySelectorAll(".wide > table").forEach((table) => {
+  const frame = table.parentElement, cell = table.querySelector("tr:not(.title) > td");
+  if (frame.scrollWidth > frame.clientWidth) found.scroll.push(table.className);
+  frame.scrollLeft = 60;
+  const opaque = getComputedStyle(cell).backgroundColor === "rgb(255, 255, 255)";
+  if (Math.abs(place(cell).left - place(frame).left) > 1 || !opaque) found.adrift.push(table.className);
+  frame.scrollLeft = 0;
+});
+found.answer = place(document.querySelector("#claims td.outcome")).right;
+found.least = ["img", "td.command", "td.device"].map((name) => place(document.querySelector(name)).width);
 const absent = document.querySelector("#table2 input[type=checkbox]");
 absent.checked = true;
 absent.dispatchEvent(new Event("change"));
@@ -192,9 +222,15 @@ setTimeout(() => {
   found.shown = visible(document.querySelectorAll(":target tr")).length;
   found.width = [document.documentElement.scrollWidth, document.documentElement.clientWidth];
   found.images = Array.from(document.images).every((image) => image.complete && image.naturalWidth > 0);
-  document.title = "checked";
-  document.body.innerHTML = "<pre id='found'></pre>";
-  document.getElementById("found").textContent = JSON.stringify(found);
+  found.marked = getComputedStyle(document.querySelector(":target td")).backgroundColor;
+  document.querySelector("nav a[href='#claims']").click();
+  setTimeout(() => {
+    const nav = place(document.querySelector("nav"));
+    found.nav = [nav.top, nav.bottom, place(document.querySelector("#claims h2")).top];
+    document.title = "checked";
+    document.body.innerHTML = "<pre id='found'></pre>";
+    document.getElementById("found").textContent = JSON.stringify(found);
+  }, 300);
 }, 300);
 </script>
 """
@@ -202,7 +238,7 @@ setTimeout(() => {
 
 @needs_browser
 def test_the_page_works_in_a_browser_also_on_a_phone(runs: Path, write_run: Any, tmp_path: Path) -> None:
-    for method, accuracy in {"sgd": 0.9, "adam": 0.98, "dr": 0.095}.items():
+    for method, accuracy in {"sgd": 0.9, "adam": 1.0, "dr": 0.095}.items():
         engine = "published" if method == "dr" else None
         write_run(cell__method=method, cell__engine=engine, metrics__test_accuracy=accuracy)
     page = make(runs, tmp_path / "report.html")
@@ -212,18 +248,27 @@ def test_the_page_works_in_a_browser_also_on_a_phone(runs: Path, write_run: Any,
     for width in (390, 1280):
         found = in_browser(tmp_path, width)
         assert found["errors"] == []
-        # Numbers sort as numbers, and what is missing stands last whichever way.
-        assert found["ascending"][:4] == ["9.5", "90.0", "98.0", "—"]
-        assert found["descending"][:4] == ["98.0", "90.0", "9.5", "—"]
+        # Numbers sort as numbers, which as text would be 100, 9.5, 90, and what is missing stands last whichever way.
+        assert found["ascending"][:4] == ["9.5", "90.0", "100.0", "—"]
+        assert found["descending"][:4] == ["100.0", "90.0", "9.5", "—"]
         assert found["sorted"] == "descending"
         assert found["methods"] == sorted(found["methods"], key=str.lower)
-        assert found["filtered"] == ["4 x 128", "4 x 128 + Skip"]
+        assert found["filtered"] == ["MNIST 4 x 128", "MNIST 4 x 128 + Skip"]
         assert found["present"] == 3
         assert found["hidden"] == 0
         # A link to a run that the filter hid shows it again.
         assert found["target"].startswith("runs-run-00")
         assert found["shown"] == 2
+        assert found["marked"] == "rgb(255, 243, 176)"
         assert found["images"]
+        # The navigation stays and covers nothing that a link leads to.
+        top, bottom, heading = found["nav"]
+        assert top == 0 < bottom <= heading < bottom + 60
+        # Where a table scrolls, what names its rows does not; figures, commands and devices are never squeezed.
+        assert found["adrift"] == []
+        assert (len(found["scroll"]) > 5) == (width == 390)
+        assert found["answer"] <= width or width > 390
+        assert [wide >= least for wide, least in zip(found["least"], (700, 350, 230), strict=True)] == [True] * 3
         assert found["width"][0] <= found["width"][1] <= width
 
 
