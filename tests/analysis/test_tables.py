@@ -38,9 +38,7 @@ def test_without_records_every_cell_is_missing(tmp_path: Path, capsys: pytest.Ca
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == [f"table{number}.{suffix}" for number in (2, 3, 4) for suffix in ("csv", "md", "tex")]
     text = (tmp_path / "out" / "table2.md").read_text(encoding="utf-8")
-    assert (
-        f"No records under {tmp_path}/empty: every cell is missing (—). `make reproduce TABLE=2` makes them." in text
-    )
+    assert f"No records under {tmp_path}/empty: every cell is missing (—). `make reproduce TABLE=2` makes them." in text
     assert "- Accuracy of 0 of 45 cells judged: 0 reproduced, 0 inconclusive, 0 differs." in text
     assert cells(text, "DR") == ["", "", "DR", "—", "—", "95.8 ± 0.6", "—", "—", "missing", "—"]
     assert sum(line.startswith("|") for line in text.splitlines()) == 4 * (2 + 45)
