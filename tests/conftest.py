@@ -11,9 +11,6 @@ from pathlib import Path
 
 # Before JAX is imported anywhere: tests mean the same on a machine with an accelerator.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Most tests compile many small programs and run each for a moment: half of the suite's time would be spent in making
-# them fast. Files that train for long, or look at what was compiled, ask for `optimized`.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest
@@ -23,7 +20,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 SHARE = 4
 """One of so many cases of a `matrix` is this commit's."""
-QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -39,17 +35,6 @@ def few_mappings() -> Iterator[None]:
     if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
         gc.collect()
-
-
-@pytest.fixture(scope="module")
-def optimized() -> Iterator[None]:
-    """Programs as users have them, here and in processes that the file's tests start."""
-    before = os.environ[QUICK]
-    os.environ[QUICK] = "0"
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    os.environ[QUICK] = before
-    jax.config.update("jax_disable_most_optimizations", before == "1")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from benchmarks.__main__ import main as benchmarks_main
 from benchmarks.measure import peak_mb
 from benchmarks.networks import NETWORKS, cnn, mlp, rnn
 
-pytestmark = pytest.mark.usefixtures("optimized")
+OPTIMIZED = True
 
 
 def test_memory(tmp_path, capsys):

@@ -9,7 +9,8 @@ import pjax_core as pjax
 from experiments.data.idx import parse_idx
 from pjax_core import nn, optim
 
-pytestmark = [pytest.mark.slow, pytest.mark.shared, pytest.mark.usefixtures("optimized")]
+pytestmark = [pytest.mark.slow, pytest.mark.shared]
+OPTIMIZED = True
 
 BATCH, CHARACTERS, SYMBOLS = 16, 32, 65
 UPDATES = 20  # of 50 steps

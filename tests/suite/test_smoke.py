@@ -19,8 +19,6 @@ from experiments.records import Event
 from experiments.runner import RunFailed, execute
 from tests.conftest import head
 
-pytestmark = pytest.mark.usefixtures("optimized")
-
 SHARES = {"mlp": 3, "cnn": 1, "rnn": 1}
 """How many cells of each family run: about a minute on one core."""
 
