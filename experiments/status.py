@@ -25,42 +25,48 @@ WIDE = 200
 """Columns where there is no terminal."""
 
 
-def grid(planned: list[Planned]) -> Table:
+Found = list[tuple[RunConfig, Status]]
+
+
+def look(planned: list[Planned]) -> Found:
+    """Each run and its status, which takes a look at its locks: once, for all that is said of it."""
+    return [(run.config, status_of(run.config)) for run in planned]
+
+
+def grid(found: Found) -> Table:
     """One row per data set and model, one column per method; a cell counts its runs by status.
 
     Of cut runs it says from which steps they would go on, of running ones where they are.
     """
-    methods = list(dict.fromkeys(run.config.method.name for run in planned))
-    rows: dict[tuple[str, str], dict[str, list[RunConfig]]] = {}
-    for run in planned:
-        row = rows.setdefault((run.config.dataset.name, run.config.model.name), {})
-        row.setdefault(run.config.method.name, []).append(run.config)
+    methods = list(dict.fromkeys(config.method.name for config, _ in found))
+    rows: dict[tuple[str, str], dict[str, Found]] = {}
+    for config, status in found:
+        row = rows.setdefault((config.dataset.name, config.model.name), {})
+        row.setdefault(config.method.name, []).append((config, status))
     table = Table("data set", "model", *methods, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for names, row in rows.items():
         table.add_row(*names, *(_cell(row[method]) for method in methods))
     return table
 
 
-def _cell(configs: list[RunConfig]) -> str:
-    statuses = [status_of(config) for config in configs]
+def _cell(runs: Found) -> str:
     steps: dict[Status, list[int]] = {Status.CUT: [], Status.RUNNING: []}
-    for config, status in zip(configs, statuses, strict=True):
+    for config, status in runs:
         if status is Status.CUT:
             steps[status].append(resumable_step(config) or 0)
         elif status is Status.RUNNING:
             steps[status].append(pace_so_far(folder_of(config))[0])
-    where = {status: " at " + ", ".join(f"{step:,}" for step in found) for status, found in steps.items()}
-    counts = Counter(statuses)
+    where = {status: " at " + ", ".join(f"{step:,}" for step in known) for status, known in steps.items()}
+    counts = Counter(status for _, status in runs)
     return "\n".join(f"[{COLOURS[s]}]{counts[s]} {s.value}{where.get(s, '')}[/]" for s in Status if counts[s])
 
 
-def time_left(planned: list[Planned]) -> str:
+def time_left(found: Found) -> str:
     """How long the runs to do would take one after the other, by the clocks of finished runs and their own."""
-    statuses = [(run.config, status_of(run.config)) for run in planned]
-    todo = [(config, status) for config, status in statuses if status not in (Status.DONE, Status.FAILED)]
+    todo = [(config, status) for config, status in found if status not in (Status.DONE, Status.FAILED)]
     if not todo:
         return ""
-    paces = known_paces([run.config for run in planned])
+    paces = known_paces([config for config, _ in todo])
     seconds, unknown, certain = 0.0, 0, True
     for config, status in todo:
         step, own = pace_so_far(folder_of(config)) if status is Status.RUNNING else (resumable_step(config) or 0, None)
@@ -80,13 +86,13 @@ def time_left(planned: list[Planned]) -> str:
 def main() -> int:
     """Command line; returns the exit status."""
     try:
-        planned = parse("python -m experiments.status", __doc__ or "")
+        found = look(parse("python -m experiments.status", __doc__ or ""))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     # A file or a pipe has no width to fit into.
-    Console(width=None if sys.stdout.isatty() else WIDE).print(grid(planned))
-    if left := time_left(planned):
+    Console(width=None if sys.stdout.isatty() else WIDE).print(grid(found))
+    if left := time_left(found):
         print(left)
     return 0
 

@@ -17,7 +17,7 @@ from experiments.plan import Estimate, estimates, summary
 from experiments.predict import Pace, Paces, duration, pace_so_far
 from experiments.records import scientific_config
 from experiments.runner import execute, folder_of
-from experiments.status import time_left
+from experiments.status import look, time_left
 
 DEVICE = "a processor"
 
@@ -101,9 +101,9 @@ def test_a_plan_says_the_time_of_what_is_left(tmp_path: Path, monkeypatch: pytes
 
 def test_status_says_what_is_left(tmp_path: Path, short: Callable[..., Planned]) -> None:
     new = short("method=sgd", "protocol.batch_size=50")
-    assert time_left([new]) == "1 runs to do; no run of their cells has been timed."
+    assert time_left(look([new])) == "1 runs to do; no run of their cells has been timed."
     done = short("method=sgd", "protocol.batch_size=50", "protocol.max_steps=100", "protocol.evaluate_every=50")
     assert execute(done.config, done.overrides, lambda _: None)
     assert folder_of(done.config).exists()
-    assert time_left([done]) == ""
-    assert time_left([done, new]).startswith("1 runs to do: at most ")
+    assert time_left(look([done])) == ""
+    assert time_left(look([done, new])).startswith("1 runs to do: at most ")

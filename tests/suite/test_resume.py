@@ -19,7 +19,7 @@ from experiments.cells import Planned
 from experiments.config import RunConfig
 from experiments.records import Event, saved_steps
 from experiments.runner import Status, execute, execute_together, folder_of, resumable_step, status_of
-from experiments.status import grid
+from experiments.status import grid, look
 from tests.kill import CASES, check, outcome
 from tests.suite.conftest import Cut
 
@@ -325,5 +325,5 @@ def test_status_shows_from_where_cut_runs_go_on(
     cut_run: Callable[[str], Planned], short: Callable[..., Planned]
 ) -> None:
     planned = [cut_run("adam"), short("method=sgd")]
-    columns = [list(column.cells) for column in grid(planned).columns]
+    columns = [list(column.cells) for column in grid(look(planned)).columns]
     assert columns[2:] == [["[cyan]1 cut at 100[/]"], ["[dim]1 missing[/]"]]
