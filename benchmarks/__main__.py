@@ -8,7 +8,19 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-NAMES = ("step", "profile", "memory", "depth", "batch", "compile", "seeds", "suite-overhead", "higgs", "compare")
+NAMES = (
+    "step",
+    "published",
+    "profile",
+    "memory",
+    "depth",
+    "batch",
+    "compile",
+    "seeds",
+    "suite-overhead",
+    "higgs",
+    "compare",
+)
 
 
 def _module(name: str) -> Any:

@@ -50,18 +50,20 @@ class Network:
         """Return the loss of every sample as a function of the parameters."""
         return lambda params: nn.cross_entropy(jnp.asarray(self.model.apply(params, x)), y)
 
-    def gradient_steps(self, steps: int = STEPS) -> Program:
-        """SGD: steps of ``value_and_grad`` and its update, scanned; returns parameters and the last loss."""
-        sgd = optax.sgd(1e-3)
+    def gradient_steps(
+        self, steps: int = STEPS, optimizer: Callable[[float], optax.GradientTransformation] = optax.sgd
+    ) -> Program:
+        """Steps of ``value_and_grad`` and an Optax update, scanned; returns parameters and the last loss."""
+        rule = optimizer(1e-3)
 
         def train(params: Any, x: Array, y: Array) -> Any:
             def step(carry: Any, _: None) -> tuple[Any, Array]:
                 params, state = carry
                 loss, grads = jax.value_and_grad(lambda p: self.losses(x, y)(p).mean())(params)
-                updates, state = sgd.update(grads, state)
+                updates, state = rule.update(grads, state, params)
                 return (optax.apply_updates(params, updates), state), loss
 
-            (params, _), means = jax.lax.scan(step, (params, sgd.init(params)), length=steps)
+            (params, _), means = jax.lax.scan(step, (params, rule.init(params)), length=steps)
             return params, means[-1]
 
         return train

@@ -1,17 +1,19 @@
-"""Time and memory of one step: SGD, the matrix products alone, AP, CP, DR and the edges representation.
+"""Time and memory of one step: SGD, Adam, the matrix products alone, AP, CP, DR and the edges representation.
 
-    python -m benchmarks step [--network NAME ...] [--batch 256] [--steps 50] [--rounds 9] [--json FILE]
+    python -m benchmarks step [--network NAME ...|all] [--batch 256] [--steps 50] [--rounds 9] [--json FILE]
 
-Every function takes 50 steps (--steps) on one batch that is on the device: SGD scans value_and_grad and its update,
+Every function takes 50 steps (--steps) on one batch that is on the device: SGD and Adam scan value_and_grad and update,
 "products" scans the matrix products (convolutions) of AP's step and nothing else, the projection methods run one
 update. AP on edges takes 3 (time per step does not depend on K) and is left out where its edges need more
-than --edges-gb.
+than --edges-gb. FILE grows with every network.
 """
 
 import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+
+import optax
 
 import pjax_core as pjax
 from benchmarks.measure import Measurement, environment, measure, write
@@ -21,19 +23,26 @@ from pjax_core import optim
 EDGE_STEPS = 3
 
 
-def cases(network: Network, *, edges: bool = True, steps: int = STEPS) -> dict[str, tuple[Program, int]]:
+def cases(
+    network: Network, *, edges: bool = True, steps: int = STEPS, operators: Sequence[str] = tuple(OPERATORS)
+) -> dict[str, tuple[Program, int]]:
     """Functions of (params, x, y) and their steps, by name; "SGD" first."""
 
     def projections(method: optim.ProjectionMethod) -> tuple[Program, int]:
         return network.projection_steps(method), method.steps_per_update
 
-    found = {"SGD": (network.gradient_steps(steps), steps), "products": (network.products(steps), steps)}
-    for name, operators in OPERATORS.items():
-        found[f"AP {name}"] = projections(optim.AlternatingProjections(steps, operators))
-        found[f"CP {name}"] = projections(optim.CyclicProjections(steps, operators))
-        found[f"DR {name}"] = projections(optim.DouglasRachford(steps, operators))
+    found = {
+        "SGD": (network.gradient_steps(steps), steps),
+        "Adam": (network.gradient_steps(steps, optax.adam), steps),
+        "products": (network.products(steps), steps),
+    }
+    for name in operators:
+        found[f"AP {name}"] = projections(optim.AlternatingProjections(steps, OPERATORS[name]))
+        found[f"CP {name}"] = projections(optim.CyclicProjections(steps, OPERATORS[name]))
+        found[f"DR {name}"] = projections(optim.DouglasRachford(steps, OPERATORS[name]))
         if edges:
-            found[f"AP {name}, edges"] = projections(optim.AlternatingProjections(EDGE_STEPS, operators, "edges"))
+            oracle = optim.AlternatingProjections(EDGE_STEPS, OPERATORS[name], "edges")
+            found[f"AP {name}, edges"] = projections(oracle)
     return found
 
 
@@ -65,26 +74,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--network",
         nargs="+",
-        choices=list(NETWORKS),
+        choices=[*NETWORKS, "all"],
         default=["mnist mlp_1x128"],
         metavar="NAME",
-        help=f"which networks (default mnist mlp_1x128): {', '.join(map(repr, NETWORKS))}",
+        help=f"which networks (default mnist mlp_1x128), or all: {', '.join(map(repr, NETWORKS))}",
     )
+    parser.add_argument("--operators", nargs="+", choices=list(OPERATORS), default=list(OPERATORS))
     options = parser.parse_args(arguments)
     device = environment()
     found = {}
-    for name in options.network:
+    for name in NETWORKS if "all" in options.network else options.network:
         network = NETWORKS[name]
         params, x, y = network.arguments(options.batch)
         print(f"{name}, batch {options.batch}, {device['device']} ({device['platform']}, {device['cores']} cores)")
         graph = pjax.trace(network.losses(x, y), params)
         edges = 4 * graph.edges < 1e9 * options.edges_gb
-        programs = cases(network, edges=edges, steps=options.steps)
+        programs = cases(network, edges=edges, steps=options.steps, operators=options.operators)
         results = measure(programs, (params, x, y), options.rounds)
         print(table(results), flush=True)
         found[name] = {case: dataclasses.asdict(m) for case, m in results.items()}
-    if options.json:
-        write(options.json, "step", batch=options.batch, results=found)
+        if options.json:
+            write(options.json, "step", batch=options.batch, results=found)
 
 
 if __name__ == "__main__":

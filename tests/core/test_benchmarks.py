@@ -78,6 +78,61 @@ def test_step(network, tmp_path, capsys, monkeypatch):
     assert all(found["step_ms"] > 0 for found in results.values())
 
 
+def test_step_writes_what_it_has_before_the_next_network(tmp_path, monkeypatch):
+    """A long run that is cut leaves the networks that it has measured."""
+    first, second = mlp("first", 5, [4]), mlp("second", 5, [4])
+    monkeypatch.setattr(step, "NETWORKS", {"mnist mlp_1x128": first, "second": second})
+    monkeypatch.setattr(type(second), "arguments", _cut_at(second, type(second).arguments))
+    options = ["--batch", "2", "--steps", "1", "--rounds", "1", "--operators", "published"]
+    with pytest.raises(KeyboardInterrupt):
+        step.main(["--network", "all", *options, "--json", str(tmp_path / "step.json")])
+    found = json.loads((tmp_path / "step.json").read_text())["results"]
+    assert list(found) == ["mnist mlp_1x128"]
+    assert list(found["mnist mlp_1x128"]) == [
+        "SGD",
+        "Adam",
+        "products",
+        "AP published",
+        "CP published",
+        "DR published",
+        "AP published, edges",
+    ]
+
+
+def _cut_at(network, arguments):
+    def cut(self, batch):
+        if self is network:
+            raise KeyboardInterrupt
+        return arguments(self, batch)
+
+    return cut
+
+
+def test_published(tmp_path, capsys):
+    step_ms = {"SGD": 0.5, "AP published": 0.125}
+    measured = {name: {"step_ms": ms} for name, ms in step_ms.items()}
+    path = tmp_path / "step.json"
+    environment = {"device": "H100", "jax": "1"}
+    document = {"benchmark": "step", "environment": environment, "results": {"mnist cnn_1x32": measured}}
+    path.write_text(json.dumps(document))
+    benchmarks_main(["published", str(path)])
+    title, head, *rows = capsys.readouterr().out.splitlines()
+    assert "H100 (jax 1)" in title
+    assert head.split() == ["published", "ours", "times", "published", "/", "SGD", "ours", "/", "SGD"]
+    assert len(rows) == 87
+    cells = {tuple(row.split()[:3]): row.split()[3:] for row in rows}
+    # Table 3: 6.67 ms for AP, 3.04 for SGD.
+    assert cells["mnist", "cnn_1x32", "ap"] == ["6.67", "0.125", "53.4x", "2.19", "0.25"]
+    assert cells["mnist", "cnn_1x32", "dr"] == ["6.50", "-", "-", "2.14", "-"]
+    assert cells["higgs", "mlp_1x256", "ap"] == ["0.14", "-", "-", "0.15", "-"]
+
+    (other := tmp_path / "other.json").write_text(json.dumps({**document, "environment": {"device": "A100"}}))
+    with pytest.raises(SystemExit, match=r"other.json is of another device"):
+        benchmarks_main(["published", str(path), str(other)])
+    with pytest.raises(SystemExit, match=r"is of benchmark depth, not of step"):
+        benchmarks_main(["published", _document(tmp_path / "depth.json", "depth")])
+
+
 def test_compile(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(NETWORKS, "tiny", mlp("tiny", 5, [4]))
     compilation.main(["--network", "tiny", "--batch", "2", "--json", str(tmp_path / "compile.json")])
@@ -143,7 +198,7 @@ def test_compare(tmp_path, capsys):
 
 def test_the_benchmarks_are_listed(capsys):
     with pytest.raises(
-        SystemExit, match=r"'speed' is no benchmark; choose step, profile, .*, suite-overhead, higgs, compare"
+        SystemExit, match=r"'speed' is no benchmark; choose step, published, .*, suite-overhead, higgs, compare"
     ):
         benchmarks_main(["speed"])
     assert "step           Time and memory of one step" in capsys.readouterr().out
