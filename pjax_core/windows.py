@@ -79,7 +79,7 @@ def _simplify_conv(
             return f"{name}={params[name]} has no rule; write one convolution per group and concatenate the results"
     channels, *window = [w.shape[i] for i in dimension_numbers.rhs_spec]
     # XLA's convolution is slow on a processor where few numbers are read for many channels: a product of patches is
-    # many times as fast (`python -m benchmarks step`, cnn_1x32); on a GPU XLA's own is the faster one. The patches' axis
+    # many times as fast (`python -m benchmarks step`, cnn_1x32), on a GPU a slower one. The axis of the patches
     # comes first, so that none are transposed.
     as_product = jax.default_backend() == "cpu" and 2 * math.prod(window) <= channels
     if not as_product and not np.any(padding) and set(lhs_dilation) <= {1}:
