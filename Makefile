@@ -19,6 +19,7 @@ PRESET = paper
 SEEDS =
 TOGETHER =
 JOBS =
+TRACKER =
 MEASURE =
 MODEL =
 METHOD =
@@ -27,6 +28,7 @@ RAW =
 SOURCE =
 SUBSET =
 ALTERED =
+RUNS = results/runs
 ARGS =
 
 # A word for the shell, whatever is in it.
@@ -39,10 +41,11 @@ tables = $(if $(filter all,$(1)),2$(comma)3$(comma)4,$(1))
 SWEEP = $(call quoted,sweep=table$(subst $(comma),$(comma)table,$(call tables,$(TABLE))))
 COPY = $(call arg,SUBSET,dataset.subset) $(call arg,ALTERED,dataset.altered)
 SELECTION = $(call arg,DATASET,dataset) $(call arg,PRESET,preset) $(call arg,SEEDS,seeds) \
-            $(COPY) $(call arg,TOGETHER,together) $(call arg,JOBS,jobs) $(call arg,MODEL,model) $(call arg,METHOD,method) $(call arg,ENGINE,engine)
+            $(COPY) $(call arg,TOGETHER,together) $(call arg,JOBS,jobs) $(call arg,MODEL,model) $(call arg,METHOD,method) $(call arg,ENGINE,engine) \
+            $(call arg,TRACKER,tracker)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint data reproduce tables figures report check-latex status plan clean setup lock
+.PHONY: help demo test lint data reproduce tables figures report wandb-sync check-latex status plan clean setup lock
 .DELETE_ON_ERROR:
 
 help: ## list the verbs
@@ -64,7 +67,7 @@ data: $(if $(filter tfds,$(SOURCE)),$(TFDS)/.locked,$(STAMP)) ## download a data
 	@$(if $(filter tfds,$(SOURCE)),$(TFDS)/bin,$(BIN))/python -m experiments.data \
 	  $(call arg,DATASET,dataset) $(call arg,RAW,raw) $(call arg,SOURCE,source) $(COPY)
 
-reproduce: $(STAMP) ## run what is missing, then tables, figures and report: TABLE=2,3,4,all PRESET=paper,quick,smoke [DATASET= MODEL= METHOD= SEEDS= ENGINE= JOBS=2 TOGETHER=yes]
+reproduce: $(STAMP) ## run what is missing, then tables, figures and report: TABLE=2,3,4,all PRESET=paper,quick,smoke [DATASET= MODEL= METHOD= SEEDS= ENGINE= JOBS=2 TOGETHER=yes TRACKER=wandb]
 	@$(BIN)/python -m experiments.reproduce $(SWEEP) $(SELECTION)
 
 tables: $(STAMP) ## print ours beside published, from the records that exist: tables that have some, or [TABLE= DATASET=]
@@ -76,6 +79,9 @@ figures: $(STAMP) $(GRAPHS) ## Figures 3-7 from records, benchmarks and traced g
 
 report: $(STAMP) $(GRAPHS) ## did it reproduce? one HTML page, and the verdicts in the terminal
 	@$(BIN)/python -m analysis.report
+
+wandb-sync: $(STAMP) ## send finished, cut and failed runs to W&B, each once: [RUNS=results/runs ARGS=--project=pjax]
+	@$(BIN)/python -m analysis.wandb_sync $(call quoted,$(RUNS)) $(ARGS)
 
 check-latex: $(STAMP) ## compile the tables' LaTeX; needs a pdflatex
 	@$(BIN)/python -m analysis.latex

@@ -27,7 +27,7 @@ LIMIT_GB = 8
 
 LOAD = """
 import sys
-from experiments.config import compose_run
+from experiments.compose import compose_run
 from experiments.data import load
 config = compose_run(sys.argv[1:])
 data = load(config.dataset, config.data_dir)

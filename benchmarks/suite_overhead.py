@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.measure import environment, write
 from experiments.checkpoint import Saver, Snapshot, save
-from experiments.config import compose_run
+from experiments.compose import compose_run
 from experiments.data import Dataset
 from experiments.interruption import Interruption
 from experiments.records import Event

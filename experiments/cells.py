@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.config import RunConfig, UsageError, choices, compose_run, sweep_cells
+from experiments.compose import choices, compose_run, sweep_cells
+from experiments.config import RunConfig, UsageError
 
 HELP = """key=value: sweep (one or several of %s, separated by commas), seeds (how many; else what the preset says, 5
 for preset=paper), together (yes: all seeds of a cell but the first, whose clocks count, as one program; default no),

@@ -16,6 +16,7 @@ from experiments.config import ROOT, UsageError
 from experiments.progress import RunProgress, describe_outcome
 from experiments.records import run_id
 from experiments.runner import RunBusy, Status, execute_together, refusals, resumable_step, status_of
+from experiments.tracking import tracked
 
 LOOK_SECONDS = 1.0
 """Between two looks at the runs that other processes work on."""
@@ -77,7 +78,7 @@ def run_missing(planned: Sequence[Planned]) -> dict[str, Exception]:
     ready = [run for run in unfinished if run_id(run.config) not in errors]
     refused = f", {len(errors)} cannot be done as asked (why: see the end)" if errors else ""
     print(f"{finished}, {len(ready)} to run{refused}.", flush=True)
-    with RunProgress(len(ready)) as progress:
+    with RunProgress(len(ready)) as progress, tracked([run.config for run in ready], progress.line):
         errors |= _run(ready, progress)
         while busy := [run for run in ready if _is_busy(run, errors)]:
             progress.line(f"{len(busy)} runs are left to the processes that work on them: waiting (Ctrl-C: no longer)")

@@ -15,7 +15,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from experiments.config import UsageError, check_keys, compose_run, explain, register_schemas, to_run_config
+from experiments.compose import check_keys, compose_run, explain
+from experiments.config import UsageError, register_schemas, to_run_config
 
 _errors: list[Exception] = []
 """What went wrong in the runs of this process, so that the last lines can say so."""
@@ -26,10 +27,11 @@ def _run(cfg: DictConfig) -> None:
     from experiments.records import run_id
     from experiments.runner import RunBusy, RunFailed, execute
     from experiments.storage import StorageError
+    from experiments.tracking import tracked
 
     try:
         config = to_run_config(cfg)
-        with RunProgress(1) as progress:
+        with RunProgress(1) as progress, tracked([config], progress.line):
             progress.start(config)
             record = execute(config, HydraConfig.get().overrides.task, functools.partial(progress.event, config))
             done = f"{run_id(config)} is finished: nothing to do" if record is None else describe_record(record)

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cells import Planned
-from experiments.config import ROOT, choices, compose_run
+from experiments.compose import choices, compose_run
+from experiments.config import ROOT
 from experiments.runner import folder_of
 
 CASES = {

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from experiments.config import UsageError, compose_run
+from experiments.compose import compose_run
+from experiments.config import UsageError
 from experiments.data import prepare
 from experiments.data.originals import Source
 

@@ -10,7 +10,7 @@ import pytest
 
 from analysis.compare import FREE, differences
 from analysis.published import load_published
-from experiments.config import choices, compose_run, sweep_cells
+from experiments.compose import choices, compose_run, sweep_cells
 from experiments.records import cell_of, scientific_config
 
 # Every cell with the table's engine, and every method with the others.

@@ -12,7 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import training
 from experiments.cells import Planned
-from experiments.config import compose_run
+from experiments.compose import compose_run
 from experiments.records import Event
 from experiments.runner import execute, folder_of
 

@@ -6,7 +6,8 @@ import pytest
 
 from analysis.published import load_published
 from experiments.cells import plan
-from experiments.config import GradientConfig, UsageError, check_keys, choices, compose_run, sweep_cells, task_pair
+from experiments.compose import check_keys, choices, compose_run, sweep_cells, task_pair
+from experiments.config import GradientConfig, UsageError
 from experiments.data import known
 from experiments.methods import build_method
 from experiments.records import run_id

@@ -12,7 +12,8 @@ import pytest
 
 import baselines
 from experiments import runner
-from experiments.config import UsageError, choices, compose_run
+from experiments.compose import choices, compose_run
+from experiments.config import UsageError
 from experiments.models import INITIALIZERS, arrange, build_model
 from experiments.runner import execute, refusals
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from experiments.config import ROOT, compose_run
+from experiments.compose import compose_run
+from experiments.config import ROOT
 from experiments.records import Cell, Clocks, DataInfo, Metrics, Record, run_id, scientific_config, write_record
 
 METRICS = Metrics(0.9, 0.95, 0.96, 2000, 7000, 1000, 0.5, "patience")

@@ -21,7 +21,8 @@ from filelock import FileLock
 from analysis.load import load_records
 from experiments import runner, training
 from experiments.cells import Planned
-from experiments.config import ROOT, RunConfig, UsageError, choices
+from experiments.compose import choices
+from experiments.config import ROOT, RunConfig, UsageError
 from experiments.data import load
 from experiments.records import Event, run_id, scientific_config
 from experiments.reproduce import run_missing

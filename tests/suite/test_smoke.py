@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.config import DatasetConfig, compose_run, sweep_cells
+from experiments.compose import compose_run, sweep_cells
+from experiments.config import DatasetConfig
 from experiments.data import Dataset, digits
 from experiments.loop import Diverged
 from experiments.records import Event

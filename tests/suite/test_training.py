@@ -18,7 +18,7 @@ from baselines.mlp import MLP
 from experiments import probe, training
 from experiments.cells import Planned
 from experiments.compiled import EVALUATION_BATCH, TrainState, initial_state, make_chunk, make_evaluation, next_batch
-from experiments.config import compose_run
+from experiments.compose import compose_run
 from experiments.data import Dataset, load
 from experiments.keys import key_for
 from experiments.loop import RUNS, Diverged, Runs

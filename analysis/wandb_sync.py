@@ -1,0 +1,321 @@
+"""Send what run folders say to W&B: behind `make wandb-sync`, and with --follow behind `tracker=wandb`.
+
+    python -m analysis.wandb_sync [results/runs] [--run NAME ...] [--project pjax] [--entity TEAM] [--mode online]
+
+The folders are the truth, and W&B has a copy of them: one W&B run for each run, with its name as id, so that sending
+again adds nothing. What has been sent whole is noted in <folder>/.wandb and not sent again. With --follow the folders
+are looked at until the standard input ends, which it does when whoever started this one ends, however that comes about.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pandas as pd
+import yaml
+
+from analysis.load import LoadError, load_events
+
+LOOK_SECONDS = 2.0
+"""Between two looks at the folders that are followed."""
+
+
+class NotSent(Exception):
+    """W&B cannot be reached, or refuses; the message says what to do. The folders still have everything."""
+
+
+class Sender:
+    """Sends runs to one project.
+
+    Args:
+        project: of W&B.
+        entity: a user or a team; None: the key's own.
+        offline: write W&B's files instead of sending.
+        folder: for W&B's files and the notes of what has been sent.
+        start_timeout: seconds for the first answer.
+        finish_timeout: seconds for a run's last sending.
+    """
+
+    def __init__(
+        self,
+        project: str,
+        entity: str | None,
+        folder: Path,
+        *,
+        offline: bool,
+        start_timeout: float,
+        finish_timeout: float,
+    ) -> None:
+        self.offline = offline
+        self._project, self._entity, self._folder = project, entity, folder
+        self._start_timeout, self._finish_timeout = start_timeout, finish_timeout
+        self._begun: dict[str, _Begun] = {}
+        self._whole: dict[str, str] = {}
+        server = os.environ.get("WANDB_BASE_URL", "")
+        target = json.dumps([server, entity, project, offline])
+        self._notes = folder / hashlib.sha256(target.encode()).hexdigest()[:8]
+
+    def send(self, run: Path, *, last: bool = False) -> bool:
+        """Send what is new in a run's folder; returns whether anything was.
+
+        A run is ended at W&B when it has its record or failed, or at the last look.
+
+        Raises:
+            NotSent: W&B does not answer or refuses.
+            LoadError: a file of the folder is damaged.
+        """
+        end = next((run / name for name in ("record.json", "FAILED.json") if (run / name).exists()), None)
+        if self._sent(run, end) or not (events := _events(run)):
+            return False
+        if run.name not in self._begun:
+            lock = filelock.FileLock(self._folder / f"{run.name}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout:
+                return False  # another process sends it
+            try:
+                self._begun[run.name] = _Begun(self._begin(run), lock)
+            except BaseException:
+                lock.release()
+                raise
+        begun = self._begun[run.name]
+        new = range(begun.next, len(events))
+        for i in new:
+            begun.run.log(events[i], step=i)
+        begun.next = max(begun.next, len(events))
+        if end or last:
+            self._end(run, end)
+        return bool(new) or end is not None
+
+    def _sent(self, run: Path, end: Path | None) -> bool:
+        """Whether the run's end is as it was when it was sent."""
+        note = self._notes / f"{run.name}.json"
+        if run.name not in self._whole and note.exists():
+            self._whole[run.name] = json.loads(note.read_text(encoding="utf-8"))["end"]
+        return run.name in self._whole and self._whole[run.name] == _digest(end)
+
+    def _begin(self, run: Path) -> Any:
+        import wandb
+
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+        cell = [config["dataset"]["name"], config["model"]["name"], config["method"]["name"]]
+        cell += [config["engine"]["name"]] if "engine" in config else []
+        copy = [name for name in ("subset", "altered") if config["dataset"].get(name)]
+        settings = wandb.Settings(
+            console="off",
+            silent=True,
+            init_timeout=self._start_timeout,
+            # Machine and versions are in the run's environment; hosts and paths are nobody's business.
+            disable_git=True,
+            disable_code=True,
+            x_disable_stats=True,
+            x_disable_meta=True,
+            x_disable_machine_info=True,
+            x_save_requirements=False,
+        )
+        try:
+            begun = wandb.init(
+                id=run.name,
+                name=run.name,
+                project=self._project,
+                entity=self._entity,
+                group="-".join(cell),
+                job_type=config["method"]["name"],
+                tags=[config["protocol"]["name"], *copy],
+                config={**config, "device": environment["device"], "commit": environment["commit"]},
+                dir=self._folder,
+                mode="offline" if self.offline else "online",
+                resume="allow",
+                reinit="create_new",
+                settings=settings,
+            )
+        except wandb.Error as error:
+            raise NotSent(f"{run.name} cannot begin: {' '.join(str(error).split()).rstrip('.:')}") from error
+        # Every chart can have either axis.
+        begun.define_metric("step")
+        begun.define_metric("train_s", step_metric="step")
+        begun.define_metric("*", step_metric="step")
+        begun.define_metric("validation_accuracy", step_metric="step", summary="max")
+        return begun
+
+    def _end(self, run: Path, end: Path | None) -> None:
+        begun = self._begun.pop(run.name)
+        begun.run.summary.update(_summary(end))
+        # Not a thread that is waited for when this process ends: it may hang.
+        finish = threading.Thread(
+            target=begun.run.finish, kwargs={"exit_code": int(end is None or end.name != "record.json")}, daemon=True
+        )
+        finish.start()
+        finish.join(self._finish_timeout)
+        if finish.is_alive():
+            raise NotSent(f"the end of {run.name} was not taken within {self._finish_timeout:g} s")
+        if end:
+            self._whole[run.name] = _digest(end)
+            self._notes.mkdir(parents=True, exist_ok=True)
+            note = {"end": self._whole[run.name], "url": None if self.offline else begun.run.url}
+            (self._notes / f"{run.name}.json").write_text(json.dumps(note) + "\n", encoding="utf-8")
+        begun.lock.release()
+
+
+class _Begun:
+    """A run that W&B has begun, the lock of its sender, and the number of the event to send next."""
+
+    def __init__(self, run: Any, lock: filelock.BaseFileLock) -> None:
+        self.run, self.lock, self.next = run, lock, int(run.starting_step)
+
+
+def _events(run: Path) -> list[dict[str, Any]]:
+    """The evaluations in a run's folder, without what they leave open; none while a file is being written."""
+    if not (run / "config.yaml").exists() or not (run / "environment.json").exists():
+        return []
+    try:
+        frame = load_events(run)
+    except LoadError:
+        if (run / "record.json").exists():
+            raise
+        return []
+    return [{str(key): value for key, value in row.items() if pd.notna(value)} for row in frame.to_dict("records")]
+
+
+def _summary(end: Path | None) -> dict[str, Any]:
+    """The columns of the paper's tables, named and in the units of `published.yaml`, and how the run ended."""
+    if end is None:
+        return {"status": "cut"}
+    content = json.loads(end.read_text(encoding="utf-8"))
+    if end.name == "FAILED.json":
+        return {"status": "failed", "failure": f"{content['type']}: {content['message']}"}
+    metrics, clocks = content["metrics"], content["clocks"] or {}
+    found = {
+        "status": "finished",
+        "accuracy": 100 * metrics["test_accuracy"],
+        "train_accuracy": 100 * metrics["train_accuracy"],
+        "steps_k": metrics["steps_to_99"] / 1000,
+        "time_s": metrics["time_to_99_s"],
+        "ms_per_step": clocks.get("published_ms_per_step"),
+        "device_ms_per_step": clocks.get("device_ms_per_step"),
+        "parameters": content["parameters"],
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _digest(path: Path | None) -> str:
+    return "" if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _say(message: str) -> None:
+    # Whoever started this process may be gone.
+    with suppress(OSError):
+        print(f"W&B: {message}", flush=True)
+
+
+def sync(sender: Sender, runs: Sequence[Path]) -> int:
+    """Send every run once; returns the exit status."""
+    sent, broken = 0, 0
+    for run in runs:
+        try:
+            sent += sender.send(run, last=True)
+        except LoadError as error:
+            broken += 1
+            print(f"error: {error}", file=sys.stderr)
+    where = "written to " + str(sender._folder) if sender.offline else "sent"
+    _say(f"{sent} of {len(runs)} runs {where}, {len(runs) - sent - broken} had nothing new")
+    return 1 if broken else 0
+
+
+def follow(sender: Sender, runs: Sequence[Path], finish_timeout: float) -> None:
+    """Send runs as they go on, until the standard input ends.
+
+    Raises:
+        NotSent: W&B does not answer or refuses.
+    """
+    ended = threading.Event()
+
+    def listen() -> None:
+        sys.stdin.buffer.read()
+        ended.set()
+        timer = threading.Timer(2 * finish_timeout, _give_up)
+        timer.daemon = True
+        timer.start()
+
+    threading.Thread(target=listen, daemon=True).start()
+    last = False
+    while not last:
+        last = ended.wait(LOOK_SECONDS)
+        for run in runs:
+            # A file that is being written is read at the next look.
+            with suppress(LoadError, OSError):
+                sender.send(run, last=last)
+
+
+def _give_up() -> None:
+    _say("not everything was sent in time; `make wandb-sync` sends the rest")
+    os._exit(1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("results/runs"), help="of runs")
+    parser.add_argument("--run", nargs="+", default=[], metavar="NAME", help="only these; default: all that are there")
+    parser.add_argument("--project", default="pjax")
+    parser.add_argument("--entity", help="a user or a team; default: the key's own")
+    parser.add_argument("--mode", choices=["online", "offline", "auto"], default="online", help="auto: with --follow")
+    parser.add_argument(
+        "--start-timeout", type=float, default=30, metavar="S", help="for the first answer (default 30)"
+    )
+    parser.add_argument("--finish-timeout", type=float, default=60, metavar="S", help="for a run's end (default 60)")
+    parser.add_argument("--follow", action="store_true", help="until the standard input ends")
+    options = parser.parse_args(arguments)
+    if not options.folder.is_dir() and not options.follow:
+        parser.error(f"{options.folder} is not a folder of runs")
+    runs = [options.folder / name for name in options.run]
+    if missing := [run for run in runs if not run.is_dir() and not options.follow]:
+        parser.error(f"there is no run {missing[0]}")
+    runs = runs or sorted(path.parent for path in options.folder.glob("*/config.yaml"))
+    # What there is to say, this module says.
+    os.environ.setdefault("WANDB_SILENT", "true")
+    if options.follow:
+        # A run comes first.
+        os.nice(19)
+
+    def sender(*, offline: bool) -> Sender:
+        times = {"start_timeout": options.start_timeout, "finish_timeout": options.finish_timeout}
+        folder = options.folder / ".wandb"
+        folder.mkdir(parents=True, exist_ok=True)
+        return Sender(options.project, options.entity, folder, offline=offline, **times)
+
+    try:
+        offline = options.mode == "offline"
+        if not options.follow:
+            # W&B would ask for a key, without a word of what it asks for.
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            return sync(sender(offline=offline), runs)
+        follow(sender(offline=offline), runs, options.finish_timeout)
+    except NotSent as error:
+        if options.follow and options.mode == "auto":
+            _say(f"{error}. Runs are written offline; `make wandb-sync` sends them later")
+            # W&B's service holds on to what it could not begin, and only another process gets another service.
+            os.environ.pop("WANDB_SERVICE", None)
+            command = [sys.executable, "-m", "analysis.wandb_sync", *(arguments or sys.argv[1:]), "--mode", "offline"]
+            os.execv(sys.executable, command)
+        print(f"error: W&B: {error}; the run folders have everything", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    # W&B's own threads may hang on a server that does not answer.
+    os._exit(status)
