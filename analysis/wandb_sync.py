@@ -109,8 +109,7 @@ class Sender:
 
         config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
         environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
-        cell = [config["dataset"]["name"], config["model"]["name"], config["method"]["name"]]
-        cell += [config["engine"]["name"]] if "engine" in config else []
+        cell = {group: config[group]["name"] for group in ("dataset", "model", "method", "engine") if group in config}
         copy = [name for name in ("subset", "altered") if config["dataset"].get(name)]
         settings = wandb.Settings(
             console="off",
@@ -130,10 +129,15 @@ class Sender:
                 name=run.name,
                 project=self._project,
                 entity=self._entity,
-                group="-".join(cell),
-                job_type=config["method"]["name"],
+                group="-".join(cell.values()),
+                job_type=cell["method"],
                 tags=[config["protocol"]["name"], *copy],
-                config={**config, "device": environment["device"], "commit": environment["commit"]},
+                # What charts are grouped by has names without dots, which W&B takes for levels.
+                config={
+                    **config,
+                    **{f"cell_{group}": name for group, name in cell.items()},
+                    **{name: environment[name] for name in ("device", "commit")},
+                },
                 dir=self._folder,
                 mode="offline" if self.offline else "online",
                 resume="allow",

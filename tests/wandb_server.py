@@ -65,6 +65,11 @@ class Server(ThreadingHTTPServer):
         if name.casefold().startswith("upsertview"):
             self.views.append(variables)
             return {"upsertView": {"view": {"id": "Vmlldzox", "name": "nw-abc-v"}, "inserted": True}}
+        if name == "GetProjects":
+            project = {"id": "p", "name": "pjax", "entityName": "me", "createdAt": "2026-01-01", "isBenchmark": False}
+            project["user"] = None
+            page = {"endCursor": None, "hasNextPage": False}
+            return {"models": {"edges": [{"node": project, "cursor": "c"}], "pageInfo": page, "totalCount": 1}}
         return {}
 
     def _model(self, run: str) -> dict[str, Any] | None:
