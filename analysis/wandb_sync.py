@@ -15,8 +15,9 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from analysis.load import LoadError, load_events
 
 LOOK_SECONDS = 2.0
 """Between two looks at the folders that are followed."""
+LEASE_SECONDS = 30.0
+"""A process that works on a run refreshes its `owner.lock` more often than this."""
 
 
 class NotSent(Exception):
@@ -57,7 +60,7 @@ class Sender:
         finish_timeout: float,
     ) -> None:
         self.offline = offline
-        self._project, self._entity, self._folder = project, entity, folder
+        self._project, self._entity, self.folder = project, entity, folder
         self._start_timeout, self._finish_timeout = start_timeout, finish_timeout
         self._begun: dict[str, _Begun] = {}
         self._whole: dict[str, str] = {}
@@ -75,10 +78,11 @@ class Sender:
             LoadError: a file of the folder is damaged.
         """
         end = next((run / name for name in ("record.json", "FAILED.json") if (run / name).exists()), None)
-        if self._sent(run, end) or not (events := _events(run)):
+        if self._sent(run, end) or not (end or _started(run)):
             return False
+        events = _events(run, whole=end is not None)
         if run.name not in self._begun:
-            lock = filelock.FileLock(self._folder / f"{run.name}.lock")
+            lock = filelock.FileLock(self.folder / f"{run.name}.lock")
             try:
                 lock.acquire(timeout=0)
             except filelock.Timeout:
@@ -95,7 +99,7 @@ class Sender:
         begun.next = max(begun.next, len(events))
         if end or last:
             self._end(run, end)
-        return bool(new) or end is not None
+        return True
 
     def _sent(self, run: Path, end: Path | None) -> bool:
         """Whether the run's end is as it was when it was sent."""
@@ -107,10 +111,14 @@ class Sender:
     def _begin(self, run: Path) -> Any:
         import wandb
 
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-        environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
-        cell = {group: config[group]["name"] for group in ("dataset", "model", "method", "engine") if group in config}
-        copy = [name for name in ("subset", "altered") if config["dataset"].get(name)]
+        config, environment = _read(run / "config.yaml"), _read(run / "environment.json")
+        with _naming(run / "config.yaml"):
+            groups = [group for group in ("dataset", "model", "method", "engine") if group in config]
+            cell = {group: config[group]["name"] for group in groups}
+            copy = [name for name in ("subset", "altered") if config["dataset"].get(name)]
+            tags = [config["protocol"]["name"], *copy]
+        with _naming(run / "environment.json"):
+            where = {name: environment[name] for name in ("device", "commit")}
         settings = wandb.Settings(
             console="off",
             silent=True,
@@ -131,14 +139,10 @@ class Sender:
                 entity=self._entity,
                 group="-".join(cell.values()),
                 job_type=cell["method"],
-                tags=[config["protocol"]["name"], *copy],
+                tags=tags,
                 # What charts are grouped by has names without dots, which W&B takes for levels.
-                config={
-                    **config,
-                    **{f"cell_{group}": name for group, name in cell.items()},
-                    **{name: environment[name] for name in ("device", "commit")},
-                },
-                dir=self._folder,
+                config={**config, **{f"cell_{group}": name for group, name in cell.items()}, **where},
+                dir=self.folder,
                 mode="offline" if self.offline else "online",
                 resume="allow",
                 reinit="create_new",
@@ -154,16 +158,25 @@ class Sender:
         return begun
 
     def _end(self, run: Path, end: Path | None) -> None:
-        begun = self._begun.pop(run.name)
+        begun = self._begun[run.name]
         begun.run.summary.update(_summary(end))
+        status, errors = int(end is None or end.name != "record.json"), list[Exception]()
+
+        def finish() -> None:
+            try:
+                begun.run.finish(exit_code=status)
+            except Exception as error:
+                errors.append(error)
+
         # Not a thread that is waited for when this process ends: it may hang.
-        finish = threading.Thread(
-            target=begun.run.finish, kwargs={"exit_code": int(end is None or end.name != "record.json")}, daemon=True
-        )
-        finish.start()
-        finish.join(self._finish_timeout)
-        if finish.is_alive():
+        thread = threading.Thread(target=finish, daemon=True)
+        thread.start()
+        thread.join(self._finish_timeout)
+        if thread.is_alive():
             raise NotSent(f"the end of {run.name} was not taken within {self._finish_timeout:g} s")
+        if errors:
+            raise NotSent(f"the end of {run.name} was not taken: {errors[0]}") from errors[0]
+        del self._begun[run.name]
         if end:
             self._whole[run.name] = _digest(end)
             self._notes.mkdir(parents=True, exist_ok=True)
@@ -179,38 +192,67 @@ class _Begun:
         self.run, self.lock, self.next = run, lock, int(run.starting_step)
 
 
-def _events(run: Path) -> list[dict[str, Any]]:
-    """The evaluations in a run's folder, without what they leave open; none while a file is being written."""
-    if not (run / "config.yaml").exists() or not (run / "environment.json").exists():
-        return []
+def _started(run: Path) -> bool:
+    return all((run / name).exists() for name in ("config.yaml", "environment.json", "events.jsonl"))
+
+
+def _goes_on(run: Path) -> bool:
+    """Whether a process works on a run, or died less than a lease ago: its `owner.lock` is refreshed all the time."""
+    with suppress(OSError):
+        return time.time() - (run / "owner.lock").stat().st_mtime < LEASE_SECONDS
+    return False
+
+
+def _events(run: Path, *, whole: bool) -> list[dict[str, Any]]:
+    """The evaluations in a run's folder, without what they leave open; none while the file is being written.
+
+    Raises:
+        LoadError: it is `whole`, and cannot be read.
+    """
     try:
         frame = load_events(run)
     except LoadError:
-        if (run / "record.json").exists():
+        if whole:
             raise
         return []
     return [{str(key): value for key, value in row.items() if pd.notna(value)} for row in frame.to_dict("records")]
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Damage to a file has the file's name."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise LoadError(f"{path}: damaged ({type(error).__name__}: {error})") from error
+
+
+def _read(path: Path) -> Any:
+    with _naming(path):
+        text = path.read_text(encoding="utf-8")
+        return yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
 
 
 def _summary(end: Path | None) -> dict[str, Any]:
     """The columns of the paper's tables, named and in the units of `published.yaml`, and how the run ended."""
     if end is None:
         return {"status": "cut"}
-    content = json.loads(end.read_text(encoding="utf-8"))
-    if end.name == "FAILED.json":
-        return {"status": "failed", "failure": f"{content['type']}: {content['message']}"}
-    metrics, clocks = content["metrics"], content["clocks"] or {}
-    found = {
-        "status": "finished",
-        "accuracy": 100 * metrics["test_accuracy"],
-        "train_accuracy": 100 * metrics["train_accuracy"],
-        "steps_k": metrics["steps_to_99"] / 1000,
-        "time_s": metrics["time_to_99_s"],
-        "ms_per_step": clocks.get("published_ms_per_step"),
-        "device_ms_per_step": clocks.get("device_ms_per_step"),
-        "parameters": content["parameters"],
-    }
-    return {key: value for key, value in found.items() if value is not None}
+    content = _read(end)
+    with _naming(end):
+        if end.name == "FAILED.json":
+            return {"status": "failed", "failure": f"{content['type']}: {content['message']}"}
+        metrics, clocks = content["metrics"], content["clocks"] or {}
+        found = {
+            "status": "finished",
+            "accuracy": 100 * metrics["test_accuracy"],
+            "train_accuracy": 100 * metrics["train_accuracy"],
+            "steps_k": metrics["steps_to_99"] / 1000,
+            "time_s": metrics["time_to_99_s"],
+            "ms_per_step": clocks.get("published_ms_per_step"),
+            "device_ms_per_step": clocks.get("device_ms_per_step"),
+            "parameters": content["parameters"],
+        }
+        return {key: value for key, value in found.items() if value is not None}
 
 
 def _digest(path: Path | None) -> str:
@@ -224,16 +266,20 @@ def _say(message: str) -> None:
 
 
 def sync(sender: Sender, runs: Sequence[Path]) -> int:
-    """Send every run once; returns the exit status."""
-    sent, broken = 0, 0
+    """Send every run once, but for those that go on; returns the exit status."""
+    sent, left, broken = 0, 0, 0
     for run in runs:
         try:
-            sent += sender.send(run, last=True)
+            if _goes_on(run):
+                left += 1
+            else:
+                sent += sender.send(run, last=True)
         except LoadError as error:
             broken += 1
             print(f"error: {error}", file=sys.stderr)
-    where = "written to " + str(sender._folder) if sender.offline else "sent"
-    _say(f"{sent} of {len(runs)} runs {where}, {len(runs) - sent - broken} had nothing new")
+    where = f"written to {sender.folder}" if sender.offline else "sent"
+    going = f", {left} go on and are left for later" if left else ""
+    _say(f"{sent} of {len(runs)} runs {where}, {len(runs) - sent - left - broken} had nothing new{going}")
     return 1 if broken else 0
 
 

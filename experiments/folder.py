@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from experiments.config import ROOT, RunConfig
-from experiments.ownership import Owner
+from experiments.ownership import Owner, RunBusy
 from experiments.records import (
     SCHEMA_VERSION,
     DataInfo,
@@ -88,6 +88,7 @@ class RunFolder:
 
     def begin(self, snapshot: Snapshot | None) -> None:
         """Start, or go on from a snapshot: events after it are dropped, and come again."""
+        self._owner.check()
         self._step = snapshot.step if snapshot else 0
         write_whole(self.path / "config.yaml", yaml.safe_dump(scientific_config(self.config), sort_keys=False))
         write_json(self.path / "environment.json", self._environment)
@@ -160,19 +161,21 @@ class RunFolder:
         return record
 
     def ended(self, how: str) -> None:
-        """Note how the attempt ended, if it can be written."""
-        with suppress(StorageError):
+        """Note how the attempt ended, if it can be written. The folder of a lost run is another process's."""
+        with suppress(StorageError, RunBusy):
+            self._owner.check()
             self._note_attempt(how, self._step)
 
-    def failed(self, error: Exception) -> RunFailed | StorageError:
+    def failed(self, error: Exception) -> RunFailed | StorageError | RunBusy:
         """Write what went wrong."""
         from experiments.loop import Diverged
 
         self._step = getattr(error, "step", self._step)
         try:
+            self._owner.check()
             write_json(self.path / "FAILED.json", _failure(error, self._step))
-        except StorageError as full:
-            return full
+        except (StorageError, RunBusy) as unwritten:
+            return unwritten
         self.ended("failed")
         if isinstance(error, Diverged):
             # From its checkpoints it would diverge again.
@@ -191,11 +194,12 @@ class RunFolder:
 
 def earlier_failure(folder: Path) -> str:
     """What to say of a run that failed in an earlier attempt."""
-    failure = json.loads((folder / "FAILED.json").read_text())
-    return (
-        f"{folder.name} failed earlier at step {failure['step']} ({failure['type']}: {failure['message']}); "
-        "to try it again add retry_failed=true"
-    )
+    try:
+        failure = json.loads((folder / "FAILED.json").read_text())
+        how = f"at step {failure['step']} ({failure['type']}: {failure['message']})"
+    except (ValueError, KeyError, TypeError):
+        how = f"({relative(folder / 'FAILED.json')} is damaged and does not say how)"
+    return f"{folder.name} failed earlier {how}; to try it again add retry_failed=true"
 
 
 def _failure(error: Exception, step: int) -> dict[str, Any]:

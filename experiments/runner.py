@@ -171,7 +171,7 @@ def _train(
     for i, folder in folders.items():
         try:
             folder.begin(snapshots[i])
-        except StorageError as error:
+        except (StorageError, RunBusy) as error:
             outcomes[i] = error
         else:
             begun[i] = folder
@@ -203,8 +203,9 @@ def _train(
                 outcomes[i] = full
         return outcomes
     except (StorageError, RunBusy) as error:
+        # Of seeds in one program, those beside a lost one.
         for folder in begun.values():
-            folder.ended("not written" if isinstance(error, StorageError) else "lost")
+            folder.ended("not written" if isinstance(error, StorageError) else "interrupted")
         return outcomes | dict.fromkeys(begun, error)
     except Exception as error:
         return outcomes | {i: folder.failed(error) for i, folder in begun.items()}
@@ -216,7 +217,7 @@ def _train(
         try:
             outcomes[i] = folder.failed(outcome) if isinstance(outcome, Diverged) else folder.finished(outcome)
         except (StorageError, RunBusy) as error:
-            folder.ended("not written" if isinstance(error, StorageError) else "lost")
+            folder.ended("not written")
             outcomes[i] = error
         except Exception as error:
             outcomes[i] = folder.failed(error)

@@ -10,9 +10,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from analysis import wandb_sync
 from tests.wandb_server import Server, serving
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,18 +118,41 @@ def test_a_cut_run_goes_on_where_it_was(two: list[Path], server: Server) -> None
 def test_a_failed_run_says_why(two: list[Path], server: Server) -> None:
     run = two[0]
     (run / "record.json").unlink()
+    # Before its first evaluation.
+    (run / "events.jsonl").write_text("")
     (run / "FAILED.json").write_text(json.dumps({"type": "Diverged", "message": "not finite", "step": 3000}))
     assert sync(run.parent, server.url, "--run", run.name).returncode == 0
     sent = server.runs[run.name]
     assert (sent.summary["status"], sent.summary["failure"], sent.exit_code) == ("failed", "Diverged: not finite", 1)
 
 
-def test_a_damaged_run_is_named_and_stops_no_other(two: list[Path], server: Server) -> None:
-    (two[0] / "events.jsonl").write_text("{")
+@pytest.mark.parametrize("name", ["events.jsonl", "environment.json", "config.yaml", "record.json"])
+@pytest.mark.matrix
+def test_a_damaged_run_is_named_and_stops_no_other(two: list[Path], server: Server, name: str) -> None:
+    (two[0] / name).write_text("{")
     done = sync(two[0].parent, server.url)
     assert done.returncode == 1
-    assert f"{two[0].name}/events.jsonl, line 1: not valid JSON" in done.stderr
+    assert f"{two[0].name}/{name}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert server.runs[two[1].name].summary["status"] == "finished"
+
+
+def test_a_run_that_goes_on_is_not_ended(two: list[Path], server: Server) -> None:
+    (two[0] / "record.json").unlink()
+    (two[0] / "owner.lock").touch()
+    done = sync(two[0].parent, server.url)
+    assert done.stdout == "W&B: 1 of 2 runs sent, 0 had nothing new, 1 go on and are left for later\n"
     assert set(server.runs) == {two[1].name}
+
+
+def test_an_end_that_is_not_taken_is_not_noted(two: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    sender = wandb_sync.Sender("p", None, two[0].parent / ".wandb", offline=True, start_timeout=9, finish_timeout=9)
+    fake = SimpleNamespace(starting_step=0, summary={}, log=lambda *_, **__: None, finish=lambda **_: 1 / 0)
+    monkeypatch.setattr(sender, "_begin", lambda _: fake)
+    (two[0].parent / ".wandb").mkdir()
+    with pytest.raises(wandb_sync.NotSent, match=f"the end of {two[0].name} was not taken: division by zero"):
+        sender.send(two[0])
+    assert list((two[0].parent / ".wandb").glob("*/*.json")) == []
 
 
 def test_offline_files_say_the_same(two: list[Path]) -> None:

@@ -105,10 +105,11 @@ def test_without_kernel_locks_the_lease_decides(tmp_path: Path, monkeypatch: pyt
     assert not is_owned(tmp_path)
 
 
+@pytest.mark.parametrize("then_fails", [False, True])
 def test_a_process_that_lost_its_run_writes_no_more(
-    short: Callable[..., Planned], monkeypatch: pytest.MonkeyPatch
+    short: Callable[..., Planned], monkeypatch: pytest.MonkeyPatch, then_fails: bool
 ) -> None:
-    """As one does that was suspended for longer than a lease."""
+    """As one does that was suspended for longer than a lease; nor does it say that the run failed."""
     monkeypatch.setattr(ownership, "LEASE_SECONDS", 0.3)
     planned = short("method=sgd")
     folder = folder_of(planned.config)
@@ -117,11 +118,15 @@ def test_a_process_that_lost_its_run_writes_no_more(
         if event.step == 100:
             (folder / "owner.lock").unlink()
             (folder / "owner.lock").write_text("another's")
+            (folder / "attempts.jsonl").write_text("another's")
             time.sleep(1)
+            if then_fails:
+                raise ValueError
 
     with pytest.raises(RunBusy, match="was lost to another process"):
         execute(planned.config, planned.overrides, lose)
     assert len((folder / "events.jsonl").read_text().splitlines()) == 3
+    assert (folder / "attempts.jsonl").read_text() == "another's"
     assert not (folder / "record.json").exists()
     assert not (folder / "FAILED.json").exists()
 

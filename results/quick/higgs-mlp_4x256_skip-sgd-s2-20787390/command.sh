@@ -1,0 +1,3 @@
+#!/bin/sh
+# From the repository's root, in the environment of `make setup`.
+python -m experiments.run dataset=higgs model=mlp_4x256_skip method=sgd seed=2 preset=quick dataset.subset=yes
