@@ -64,7 +64,7 @@ def report(entity: str, project: str, comparisons: Sequence[Comparison]) -> Any:
         for dataset, model in places:
             name = f"{dataset_label(dataset)}, {model_label(model)}"
             # Without a project it is the report's own, and nobody has to be asked for its number.
-            runs = wr.Runset(
+            runs = wr.Runset(  # pyright: ignore[reportPrivateImportUsage]
                 name=name,
                 filters=f"Config('cell_dataset') = '{dataset}' and Config('cell_model') = '{model}'",
                 groupby=[f"config.{_METHOD}"],
@@ -76,7 +76,7 @@ def report(entity: str, project: str, comparisons: Sequence[Comparison]) -> Any:
             wr.P(headline(comparison)),
             wr.MarkdownBlock(markdown(brief_layout(comparison))),
         ]
-    return wr.Report(
+    return wr.Report(  # pyright: ignore[reportPrivateImportUsage]
         entity=entity,
         project=project,
         title=TITLE,
@@ -89,7 +89,7 @@ def report(entity: str, project: str, comparisons: Sequence[Comparison]) -> Any:
 def _curves(groupby: str | None) -> list[Any]:
     import wandb_workspaces.reports.v2 as wr
 
-    grouped = {"groupby": wr.Config(groupby)} if groupby else {}
+    grouped: dict[str, Any] = {"groupby": wr.Config(groupby)} if groupby else {}
     return [
         wr.LinePlot(
             title=f"Validation accuracy against {title.lower()}",
