@@ -80,7 +80,8 @@ class Sender:
         end = next((run / name for name in ("record.json", "FAILED.json") if (run / name).exists()), None)
         if self._sent(run, end) or not (end or _started(run)):
             return False
-        events = _events(run, whole=end is not None)
+        # Before W&B begins the run: one whose files are damaged leaves no half of itself there.
+        events, summary = _events(run, whole=end is not None), _summary(end)
         if run.name not in self._begun:
             lock = filelock.FileLock(self.folder / f"{run.name}.lock")
             try:
@@ -98,7 +99,7 @@ class Sender:
             begun.run.log(events[i], step=i)
         begun.next = max(begun.next, len(events))
         if end or last:
-            self._end(run, end)
+            self._end(run, end, summary)
         return True
 
     def _sent(self, run: Path, end: Path | None) -> bool:
@@ -157,9 +158,9 @@ class Sender:
         begun.define_metric("validation_accuracy", step_metric="step", summary="max")
         return begun
 
-    def _end(self, run: Path, end: Path | None) -> None:
+    def _end(self, run: Path, end: Path | None, summary: dict[str, Any]) -> None:
         begun = self._begun[run.name]
-        begun.run.summary.update(_summary(end))
+        begun.run.summary.update(summary)
         status, errors = int(end is None or end.name != "record.json"), list[Exception]()
 
         def finish() -> None:

@@ -135,6 +135,7 @@ def test_a_damaged_run_is_named_and_stops_no_other(two: list[Path], server: Serv
     assert f"{two[0].name}/{name}" in done.stderr
     assert "Traceback" not in done.stderr
     assert server.runs[two[1].name].summary["status"] == "finished"
+    assert two[0].name not in server.runs
 
 
 def test_a_run_that_goes_on_is_not_ended(two: list[Path], server: Server) -> None:
