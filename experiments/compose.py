@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from experiments.config import CONF, RunConfig, UsageError, register_schemas, to_run_config
 
-GROUPS = ("dataset", "model", "method", "engine", "protocol", "preset", "tracker")
+GROUPS = ("dataset", "model", "method", "engine", "protocol", "preset", "tracker", "cluster")
 PAIR = ("dataset", "model")
 """What a choice of the group `task` names together: most pairs stand in no table, and some make no sense."""
 

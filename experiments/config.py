@@ -15,6 +15,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.cluster import profile
+from experiments.cluster.profile import ClusterConfig
+
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 
@@ -214,6 +217,7 @@ class RunConfig:
     preset: PresetConfig = field(default_factory=PresetConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     seed: int = MISSING
     retry_failed: bool = MISSING
     memory_gb: float | None = MISSING
@@ -325,6 +329,7 @@ def _validate(config: RunConfig) -> None:
         for key in ("start_timeout_s", "finish_timeout_s", "wait_s"):
             seconds = getattr(tracker, key)
             checks.append((0 <= seconds < math.inf, f"tracker.{key}={seconds} is not a number of seconds"))
+    checks += profile.checks(config.cluster, config.jobs, protocol.batch_size)
     for holds, message in checks:
         if not holds:
             raise UsageError(message)
