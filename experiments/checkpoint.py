@@ -149,7 +149,9 @@ def _sums(path: Path) -> dict[str, str]:
 @functools.cache
 def _checkpointer() -> ocp.Checkpointer:
     handlers = {"arrays": ocp.StandardCheckpointHandler(), "rest": ocp.JsonCheckpointHandler()}
-    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers))
+    # Of several processes of a run one writes, and each reads for itself, so none waits for the others.
+    alone = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers), multiprocessing_options=alone)
 
 
 class Keeper(Protocol):

@@ -1,0 +1,186 @@
+"""One run on several processes: each takes a part of every batch, and the first writes what the run leaves behind.
+
+All processes do the same program, as JAX wants it. The first, the leader, works on run folders as it would alone; the
+others know nothing of folders but to read checkpoints, and hear from it what to train and, after each evaluation,
+whether to go on. With one process everything here does nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import pickle
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+if TYPE_CHECKING:
+    from experiments.checkpoint import Keeper, Snapshot
+    from experiments.config import RunConfig
+
+T = TypeVar("T")
+AXIS = "batch"
+SILENCE_MS = 7 * 24 * 3600 * 1000
+"""How long a follower waits for a word: the leader may wait for a run, and where it dies, JAX ends all processes."""
+GO, STOP, END = "go", "stop", "end"
+
+
+class Stopped(Exception):
+    """The leader trains no further."""
+
+
+def join(processes: int) -> None:
+    """Become one of the processes of a SLURM step."""
+    if processes > 1:
+        # It reads SLURM's variables.
+        jax.distributed.initialize()
+
+
+def is_follower() -> bool:
+    """Whether another process leads."""
+    return jax.process_index() > 0
+
+
+@functools.cache
+def _mesh() -> Mesh | None:
+    return Mesh(np.array(jax.devices()), (AXIS,)) if jax.process_count() > 1 else None
+
+
+def everywhere() -> NamedSharding | None:
+    """Where all but batches are: whole on every device; None with one process, where JAX decides."""
+    mesh = _mesh()
+    return NamedSharding(mesh, PartitionSpec()) if mesh else None
+
+
+def put(tree: Any) -> Any:
+    """Arrays on the device, or on every one."""
+    sharding = everywhere()
+    return jax.device_put(tree) if sharding is None else jax.tree.map(lambda leaf: _put(leaf, sharding), tree)
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        # Keys go to devices of other processes only as numbers.
+        data = jax.device_put(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    return jax.device_put(leaf, sharding)
+
+
+def split(batch: T) -> T:
+    """A batch in a compiled program, its samples spread over the devices."""
+    mesh = _mesh()
+    return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(AXIS))) if mesh else batch
+
+
+@functools.cache
+def _counter() -> Iterator[int]:
+    return iter(range(2**62))
+
+
+def _client() -> Any:
+    # The store of JAX's coordination service, which has no public name. Words through it may be hours apart; those of
+    # the public collectives time out, as the leader waits for a disk.
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+def _say(word: str) -> None:
+    _client().key_value_set(f"pjax/{next(_counter())}", word)
+
+
+def _hear() -> str:
+    return _client().blocking_key_value_get(f"pjax/{next(_counter())}", SILENCE_MS)
+
+
+@contextmanager
+def leading(
+    configs: Sequence[RunConfig], folders: Sequence[Path], resumed: Sequence[Snapshot], keeper: Keeper
+) -> Iterator[Keeper]:
+    """Let the other processes train the same while the block lasts.
+
+    Args:
+        configs: the runs that become a program.
+        folders: theirs.
+        resumed: the checkpoints they go on from, or none.
+        keeper: the leader's own.
+
+    Yields:
+        The keeper to train with.
+    """
+    if jax.process_count() == 1:
+        yield keeper
+        return
+    what = [*configs], [*folders], [snapshot.step for snapshot in resumed]
+    _say(base64.b64encode(pickle.dumps(what)).decode())
+    try:
+        yield _Leader(keeper)
+    finally:
+        _say(STOP)
+
+
+@contextmanager
+def led() -> Iterator[None]:
+    """End the other processes when the block ends."""
+    try:
+        yield
+    finally:
+        if jax.process_count() > 1:
+            _say(END)
+
+
+class _Leader:
+    """The leader's keeper, which says after each evaluation that it goes on."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+
+    def begin(self) -> None:
+        self._keeper.begin()
+
+    def after(self, snapshots: Callable[[], list[Snapshot]]) -> None:
+        self._keeper.after(snapshots)
+        _say(GO)
+
+
+class _Follower:
+    """A keeper that saves nothing, and goes on as long as the leader does."""
+
+    def begin(self) -> None:
+        """Nothing."""
+
+    def after(self, snapshots: Callable[[], list[Snapshot]]) -> None:
+        if _hear() != GO:
+            raise Stopped
+
+
+def follow() -> None:
+    """Train what the leader trains, until it ends. Signals are for the leader, which stops all."""
+    from experiments.checkpoint import Damaged, load
+    from experiments.config import UsageError
+    from experiments.data import load as load_data
+    from experiments.training import train_seeds
+
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(signum, signal.SIG_IGN)
+    while (word := _hear()) != END:
+        configs, folders, steps = pickle.loads(base64.b64decode(word))
+        stopped = False
+        try:
+            resumed = [load(folder, step) for folder, step in zip(folders, steps, strict=False)]
+            data = load_data(configs[0].dataset, configs[0].data_dir)
+            train_seeds(configs, data, lambda *_: None, resumed, _Follower())
+        except Stopped:
+            stopped = True
+        except (Damaged, UsageError):
+            # So it is for the leader, which says what to do about it.
+            pass
+        while not stopped:
+            stopped = _hear() == STOP
