@@ -1,4 +1,4 @@
-"""Where a run ran: versions and hardware, without names of machines or their folders."""
+"""Where a run ran: versions, hardware and SLURM's ids, without names of machines or their folders."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from experiments.cluster.queue import ids
 from experiments.config import ROOT
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "hydra-core", "scikit-learn")
@@ -24,7 +25,7 @@ def describe(jobs: int = 1) -> dict[str, Any]:
     # Results are written into the repository, so they must not make it dirty.
     changes = _git("status", "--porcelain", "--", ".", ":!results")
     return {
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": commit(),
         "dirty": None if changes is None else bool(changes),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -33,8 +34,15 @@ def describe(jobs: int = 1) -> dict[str, Any]:
         "backend": jax.default_backend(),
         # In words, as the tables print it; JAX itself only says "cpu" of a processor.
         "device": (cpu if devices[0].platform == "cpu" else f"{len(devices)} x {devices[0].device_kind}")
-        + (f", {jobs} runs at once" if jobs > 1 else ""),
+        + (f", {jobs} runs at once" if jobs > 1 else "")
+        + (f", {jax.process_count()} processes" if jax.process_count() > 1 else ""),
+        **({"slurm": slurm} if (slurm := ids()) else {}),
     }
+
+
+def commit() -> str | None:
+    """The commit that is checked out."""
+    return _git("rev-parse", "HEAD")
 
 
 def _git(*arguments: str) -> str | None:

@@ -1,0 +1,135 @@
+"""What SLURM is told and asked: sbatch, squeue, and the ids that a job has."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.cluster.manifest import Manifest, read
+from experiments.config import UsageError
+from experiments.records import write_json
+
+ANSWER_SECONDS = 20.0
+"""How long SLURM may take to answer."""
+STARTED = ("R", "CG", "S", "ST")
+"""squeue's states of a job that has a node: running, ending, suspended, stopped."""
+IDS = {
+    "job": "SLURM_JOB_ID",
+    "array_job": "SLURM_ARRAY_JOB_ID",
+    "array_task": "SLURM_ARRAY_TASK_ID",
+    "restarts": "SLURM_RESTART_COUNT",
+}
+"""Where a job's ids are; the names of its nodes are nobody's business."""
+
+
+class QueueError(UsageError):
+    """SLURM is not there, refused, or did not answer."""
+
+
+@dataclass
+class Open:
+    """A submission with tasks in the queue.
+
+    Attributes:
+        job: SLURM's number of the array.
+        manifest: what was submitted.
+        running: tasks that have a node.
+        waiting: tasks that wait for one.
+        reason: SLURM's for the first that waits.
+    """
+
+    job: int
+    manifest: Manifest
+    running: set[int] = field(default_factory=set)
+    waiting: set[int] = field(default_factory=set)
+    reason: str = ""
+
+    @property
+    def names(self) -> set[tuple[str, str]]:
+        """Folders and names of the runs of all its tasks in the queue."""
+        numbers = [number for task in self.running | self.waiting for number in self.manifest.tasks[task]]
+        return {(self.manifest.runs[number]["results"], self.manifest.runs[number]["name"]) for number in numbers}
+
+
+def ids() -> dict[str, int]:
+    """The ids of the SLURM job that this process is part of; empty outside of one."""
+    return {name: int(value) for name, variable in IDS.items() if (value := os.environ.get(variable, "")).isdecimal()}
+
+
+def call(command: Iterable[str]) -> str:
+    """What a command of SLURM's prints.
+
+    Raises:
+        QueueError: it is not there, fails, or does not answer.
+    """
+    name, *arguments = command
+    if shutil.which(name) is None:
+        raise QueueError(f"no {name} on this machine; go to a SLURM login node, or try out slurm/local-cluster")
+    try:
+        done = subprocess.run([name, *arguments], capture_output=True, text=True, timeout=ANSWER_SECONDS, check=True)
+    except subprocess.TimeoutExpired as error:
+        raise QueueError(f"{name} has not answered for {ANSWER_SECONDS:.0f} s; try again later") from error
+    except subprocess.CalledProcessError as error:
+        raise QueueError(f"{name} refused: {error.stderr.strip() or error.stdout.strip()}") from error
+    return done.stdout
+
+
+def note_job(folder: Path, job: int) -> None:
+    """Write down which job does a submission."""
+    write_json(folder / "job.json", {"job": job})
+
+
+def submissions(folder: Path) -> dict[int, Path]:
+    """The folders of all submissions, by job; one that sbatch refused has none."""
+    return {json.loads(path.read_text())["job"]: path.parent for path in folder.glob("*/job.json")}
+
+
+def open_submissions(folder: Path) -> list[Open]:
+    """The submissions that have tasks in the queue, oldest first.
+
+    Raises:
+        QueueError: SLURM does not say.
+        UsageError: a manifest is damaged.
+    """
+    known = submissions(folder)
+    if not known:
+        return []
+    lines = call(["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%F|%K|%t|%r"]).splitlines()
+    found: dict[int, Open] = {}
+    for job, task, state, reason in (line.split("|", 3) for line in lines):
+        if not job.isdecimal() or int(job) not in known or not task.isdecimal():
+            continue
+        each = found.get(int(job)) or found.setdefault(int(job), Open(int(job), read(known[int(job)])))
+        if state in STARTED:
+            each.running.add(int(task))
+        else:
+            each.waiting.add(int(task))
+            each.reason = each.reason or reason
+    return [found[job] for job in sorted(found)]
+
+
+def sbatch_options(manifest: Manifest) -> list[str]:
+    """What sbatch is told of a submission."""
+    cluster = manifest.cluster
+    split = cluster.processes // cluster.nodes
+    said: dict[str, Any] = {
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "gres": f"gpu:{cluster.gpus}" if cluster.gpus else None,
+        "nodes": cluster.nodes,
+        "ntasks-per-node": split,
+        "cpus-per-task": cluster.cpus,
+        "mem": f"{round(cluster.memory_gb * 1e9 / 2**20)}M",
+        "time": cluster.time_min,
+        "signal": f"B:USR1@{cluster.signal_s}",
+        "array": f"0-{len(manifest.tasks) - 1}%{cluster.width}",
+        "output": manifest.folder / "%A_%a.log",
+    }
+    return [f"--{key}={value}" for key, value in said.items() if value is not None] + cluster.options

@@ -1,0 +1,145 @@
+"""One task of a submission: `python -m experiments.cluster.task <submission> <number>`, started by slurm/run.sbatch.
+
+It prepares the node and starts the processes that do the runs (`experiments.cluster.work`), one, or `jobs` of them side
+by side, each of which takes what is free. One that is killed, by a kernel that is out of memory for example, is started
+again, and comes to the run that killed it last.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from filelock import FileLock
+
+from experiments.cluster.manifest import Manifest, read
+from experiments.config import ROOT, UsageError
+from experiments.interruption import Interruption, interruptible
+
+POLL_SECONDS = 0.2
+GPU_SHARE = 0.9
+"""Of a GPU's memory, what all its processes take together when they start."""
+ENDED = (130, 138, 143)
+"""Exit statuses of a process that a signal asked to end."""
+
+
+def main() -> int:
+    """Command line; returns 0 if all are finished, 1 if one failed, 2 for what cannot be done, else one of `ENDED`."""
+    try:
+        manifest, number = read(Path(sys.argv[1])), int(sys.argv[2])
+        manifest.check_code()
+        runs = len(manifest.planned(number))
+        environment = node_environment(manifest, number)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    commands = [
+        [sys.executable, "-m", "experiments.cluster.work", str(manifest.folder), str(number), str(k)]
+        for k in range(min(manifest.jobs, runs))
+    ]
+    # Of the processes of one run, none can be started again without the others.
+    restarts = 0 if manifest.cluster.processes > 1 else 2 * runs
+    with interruptible() as interruption:
+        interruption.deferred = True
+        return supervise(commands, environment, restarts, interruption)
+
+
+def supervise(commands: list[list[str]], environment: dict[str, str], restarts: int, interruption: Interruption) -> int:
+    """Run processes until all have ended, handing on signals; returns the worst exit status."""
+
+    def start(command: list[str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, cwd=ROOT, env=environment)
+
+    going = [(command, start(command)) for command in commands]
+    statuses: list[int] = []
+    told = False
+    while going:
+        time.sleep(POLL_SECONDS)
+        if interruption.pending and not told:
+            told = True
+            for _, process in going:
+                process.send_signal(interruption.signum)
+        for command, process in [*going]:
+            status = process.poll()
+            if status is None:
+                continue
+            going.remove((command, process))
+            if status >= 0 or told:
+                # Killed although it was to end by itself, it goes on from its last checkpoint all the same.
+                statuses.append(status if status >= 0 else 128 + interruption.signum)
+            elif restarts:
+                restarts -= 1
+                print(f"a process was killed ({_name(-status)}), out of memory perhaps: it goes on", flush=True)
+                going.append((command, start(command)))
+            else:
+                print(f"error: a process was killed ({_name(-status)}) again and again", file=sys.stderr, flush=True)
+                statuses.append(1)
+    ended = [status for status in statuses if status in ENDED]
+    return ended[0] if ended else max(statuses)
+
+
+def node_environment(manifest: Manifest, number: int) -> dict[str, str]:
+    """The environment of the processes that do a task's runs on this node; data are staged if they are to be.
+
+    Raises:
+        UsageError: the node-local folder cannot be used.
+    """
+    cluster, environment = manifest.cluster, dict(os.environ)
+    # Of this user alone: what others may write, nobody should execute.
+    local = Path(cluster.local) / f"pjax-{os.getuid()}"
+    try:
+        if cluster.cache or cluster.stage:
+            local.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if local.stat().st_uid != os.getuid():
+                raise PermissionError(f"{local} is another user's")
+        if cluster.cache:
+            environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(local / "compiled"))
+        if cluster.stage:
+            configs = [run.config for run in manifest.planned(number)]
+            for name, source in {(config.dataset.name, config.data_dir) for config in configs}:
+                stage(source / name, local / "data" / name)
+            environment["PJAX_STAGED_DATA"] = str(local / "data")
+    except OSError as error:
+        raise UsageError(f"cluster.local={cluster.local} cannot be used on this node: {error}") from error
+    if manifest.jobs > 1 and cluster.gpus:
+        # JAX would give three quarters to the first and nothing to the others.
+        environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{GPU_SHARE / manifest.jobs:.3f}")
+    return environment
+
+
+def stage(source: Path, target: Path) -> None:
+    """Copy a prepared data set to this node, unless it is there; tasks of the same node wait for the one that copies.
+
+    Raises:
+        OSError: it cannot be copied; nothing is left of it.
+    """
+    meta = source / "meta.json"
+    if not meta.exists():
+        # A data set without files, as the digits are, or one that is not prepared, which the run itself says.
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.parent / f".{target.name}.lock"):
+        if (target / "meta.json").exists() and (target / "meta.json").read_bytes() == meta.read_bytes():
+            return
+        scratch = target.with_name(f".{target.name}.new")
+        shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            shutil.copytree(source, scratch)
+        except OSError:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+        shutil.rmtree(target, ignore_errors=True)
+        scratch.rename(target)
+
+
+def _name(signum: int) -> str:
+    return signal.Signals(signum).name
+
+
+if __name__ == "__main__":
+    sys.exit(main())

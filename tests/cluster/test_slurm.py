@@ -1,0 +1,223 @@
+"""Sweeps on a real SLURM: they finish whatever becomes of their jobs, with the numbers of local runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from experiments.cells import Planned, plan
+from experiments.cluster.submit import submit
+from experiments.config import ROOT
+from experiments.reproduce import run_missing
+from experiments.runner import Status, folder_of, status_of
+from tests.cluster.conftest import (
+    LOCAL_CLUSTER,
+    PATIENCE,
+    Sweep,
+    attempts,
+    kill,
+    outcome,
+    processes_of,
+    squeue,
+    wait,
+)
+
+pytestmark = pytest.mark.slow
+LONG = ("method=adam", "seeds=1", "protocol.patience=100000", "protocol.max_steps=15000", "checkpoint_every_s=0")
+"""One run of 300 evaluations, each with a checkpoint, so that the disk makes it last half a minute on any machine."""
+
+
+@pytest.fixture
+def locally(tmp_path: Path, local: Path) -> Callable[[Sweep], list[Planned]]:
+    """The same runs, done by this process."""
+
+    def do(sweep: Sweep) -> list[Planned]:
+        replaced = ("paths.results=", "checkpoint_every_s=")
+        kept = [each for each in sweep.arguments if not each.startswith(replaced)]
+        runs = plan([*kept, f"paths.results={tmp_path / 'local'}", "checkpoint_every_s=1000"])
+        jax.config.update("jax_compilation_cache_dir", str(local / f"pjax-{os.getuid()}" / "compiled"))
+        compilation_cache.reset_cache()
+        try:
+            assert run_missing(runs) == {}
+        finally:
+            jax.config.update("jax_compilation_cache_dir", None)
+            compilation_cache.reset_cache()
+        return runs
+
+    return do
+
+
+def test_a_sweep_finishes_and_a_failing_run_costs_no_other(
+    sweep: Callable[..., Sweep], locally: Callable[[Sweep], list[Planned]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    good = sweep("method=adam,ap,cp,dr", "seeds=3", "cluster.runs_per_task=5")
+    bad = sweep("method=sgd", "seeds=1", "cluster.runs_per_task=5", "method.learning_rate=1e30")
+    before = time.monotonic()
+    # The one that fails is first in its task.
+    assert submit([*bad.planned, *good.planned]) == []
+    assert time.monotonic() - before < 10
+    assert "0 of 13 runs are finished, 13 submitted as job " in capfd.readouterr().out
+    shown = good.call("status").stdout
+    assert "13 runs in 3 tasks" in shown
+    assert "queued" in shown
+    # Nothing is submitted twice.
+    assert submit(good.planned) == []
+    assert "0 of 12 runs are finished, 12 are in the queue: nothing to submit." in capfd.readouterr().out
+    good.await_end()
+    assert [status_of(run.config) for run in good.planned] == [Status.DONE] * 12, good.log
+    (failed,) = bad.planned
+    assert status_of(failed.config) is Status.FAILED
+    assert re.search(r"error: digits-mlp_1x32-sgd-s0-\w+ failed at step 50: Diverged", good.log)
+    assert "1 of 5 runs did not finish; the others did." in good.log
+    assert list(map(outcome, good.planned)) == list(map(outcome, locally(good)))
+    capfd.readouterr()
+    # A failure is told, and tried again only on request.
+    (message,) = submit([*bad.planned, *good.planned])
+    assert "failed earlier at step 50" in message
+    assert "12 of 13 runs are finished: nothing to submit." in capfd.readouterr().out
+    environment = json.loads((folder_of(good.planned[0].config) / "environment.json").read_text())
+    assert environment["slurm"].keys() >= {"job", "array_job", "array_task"}
+    assert os.uname().nodename not in json.dumps(environment)
+
+
+def cancelled(job: int, sweep: Sweep) -> None:
+    subprocess.run(["scancel", f"{job}_0"], check=True)
+    sweep.await_end()
+    (run,) = sweep.planned
+    assert status_of(run.config) is Status.CUT, sweep.log
+    assert "1 cut at" in sweep.call("status").stdout
+    assert sweep.submit() != job
+
+
+def out_of_time(job: int, sweep: Sweep) -> None:
+    # Time limits are minutes, but a running job's can be cut to the second.
+    end = datetime.now() + timedelta(seconds=45)
+    raw = squeue("%A")[0]
+    subprocess.run(["scontrol", "update", f"JobId={raw}", f"EndTime={end:%Y-%m-%dT%H:%M:%S}"], check=True)
+    wait(lambda: "not finished (status 138): requeued" in sweep.log, lambda: sweep.log)
+
+
+def preempted(job: int, sweep: Sweep) -> None:
+    command = ["sbatch", "--partition=high", "--exclusive", "--wrap=sleep 1", "--output=/dev/null"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    wait(lambda: "DUE TO PREEMPTION" in sweep.log, lambda: sweep.log)
+
+
+def without_daemon(job: int, sweep: Sweep) -> None:
+    folder = Path(os.environ["SLURM_CONF"]).parent
+    kill([int((folder / "slurmd.pid").read_text())])
+    time.sleep(1)
+    subprocess.run([LOCAL_CLUSTER, "restart-node", folder], check=True, timeout=120)
+
+
+def without_node(job: int, sweep: Sweep) -> None:
+    folder = Path(os.environ["SLURM_CONF"]).parent
+    kill([int((folder / "slurmd.pid").read_text())])
+    kill(processes_of(job))
+    subprocess.run([LOCAL_CLUSTER, "restart-node", folder], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("disturbance", [cancelled, out_of_time, preempted, without_daemon, without_node])
+def test_a_run_ends_with_its_numbers_whatever_becomes_of_its_job(
+    disturbance: Callable[[int, Sweep], None],
+    sweep: Callable[..., Sweep],
+    locally: Callable[[Sweep], list[Planned]],
+) -> None:
+    disturbed = sweep(*LONG, "cluster.signal_s=20")
+    job = disturbed.submit()
+    disturbed.await_checkpoint()
+    disturbance(job, disturbed)
+    expected = list(map(outcome, locally(disturbed)))
+    disturbed.await_end()
+    assert [status_of(run.config) for run in disturbed.planned] == [Status.DONE], disturbed.log
+    assert list(map(outcome, disturbed.planned)) == expected
+    (run,) = disturbed.planned
+    begun = [line for line in attempts(run) if line["what"] in ("started", "resumed")]
+    if disturbance is not without_daemon:
+        # Without its daemon a node works on, and tells when it is back.
+        assert [line["what"] for line in begun] == ["started", "resumed"], disturbed.log
+        assert begun[1]["step"] > 0
+
+
+def test_attempts_have_a_limit(sweep: Callable[..., Sweep]) -> None:
+    limited = sweep(*LONG, "cluster.signal_s=20", "cluster.attempts=1")
+    job = limited.submit()
+    limited.await_checkpoint()
+    kill([pid for pid in processes_of(job) if b"cluster.task" in Path(f"/proc/{pid}/cmdline").read_bytes()])
+    limited.await_end()
+    assert "error: not finished after 1 attempts (cluster.attempts)" in limited.log
+    (run,) = limited.planned
+    assert status_of(run.config) is Status.CUT
+
+
+def test_an_edit_after_submission_changes_nothing_submitted(sweep: Callable[..., Sweep], checkout: Path) -> None:
+    frozen = sweep("method=sgd", "seeds=1", 'cluster.options=["--hold"]', root=checkout)
+    job = frozen.submit()
+    path = checkout / "conf" / "method" / "sgd.yaml"
+    edited = re.sub(r"learning_rate: [\d.]+", "learning_rate: 0.5", path.read_text())
+    assert edited != path.read_text()
+    path.write_text(edited)
+    (checkout / "conf" / "protocol" / "paper.yaml").unlink()
+    subprocess.run(["scontrol", "release", f"{job}"], check=True)
+    frozen.await_end()
+    (run,) = frozen.planned
+    assert status_of(run.config) is Status.DONE, frozen.log
+
+
+def test_code_that_changed_after_submission_is_refused_by_name(sweep: Callable[..., Sweep], checkout: Path) -> None:
+    frozen = sweep("method=sgd", "seeds=1", 'cluster.options=["--hold"]', root=checkout)
+    job = frozen.submit()
+    with (checkout / "baselines" / "mlp.py").open("a") as file:
+        file.write("# Another line.\n")
+    subprocess.run(["scontrol", "release", f"{job}"], check=True)
+    frozen.await_end()
+    assert re.search(r"error: the code has changed since .*: baselines/mlp\.py\. Bring it back, or submit", frozen.log)
+    assert "requeued" not in frozen.log
+    (run,) = frozen.planned
+    assert status_of(run.config) is Status.MISSING
+
+
+def test_runs_side_by_side_in_a_task_share_it(sweep: Callable[..., Sweep]) -> None:
+    shared = sweep("method=sgd,adam", "seeds=2", "jobs=2", "cluster.runs_per_task=4")
+    shared.submit()
+    shared.await_end()
+    assert [status_of(run.config) for run in shared.planned] == [Status.DONE] * 4, shared.log
+    environment = json.loads((folder_of(shared.planned[0].config) / "environment.json").read_text())
+    assert environment["device"].endswith(", 2 runs at once")
+
+
+def test_several_processes_do_a_run_and_one_writes(
+    sweep: Callable[..., Sweep], locally: Callable[[Sweep], list[Planned]]
+) -> None:
+    split = sweep("method=ap", "seeds=1", "cluster.processes=2")
+    split.submit()
+    split.await_end()
+    assert [status_of(run.config) for run in split.planned] == [Status.DONE], split.log
+    (ours,), (alone,) = map(outcome, split.planned), map(outcome, locally(sweep("method=ap", "seeds=1")))
+    for event, expected in zip(ours["events"], alone["events"], strict=True):
+        assert event == pytest.approx(expected, rel=1e-4)
+    (run,) = split.planned
+    assert [line["what"] for line in attempts(run)] == ["started", "finished"]
+    environment = json.loads((folder_of(run.config) / "environment.json").read_text())
+    assert environment["device"].endswith(", 2 processes")
+
+
+def test_hydras_launcher_does_a_sweep(slurm: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "experiments.run", "-m", "dataset=digits", "method=sgd,adam"]
+    command += ["hydra/launcher=slurm", "cluster.cpus=1", "cluster.memory_gb=2", "cluster.time_min=10"]
+    command += ["protocol.evaluate_every=50", "protocol.max_steps=100", f"paths.results={tmp_path / 'runs'}"]
+    command += [f"hydra.sweep.dir={tmp_path / 'hydra'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list((tmp_path / "runs").glob("*/record.json"))) == 2
