@@ -31,6 +31,11 @@ ALTERED =
 RUNS = results/runs
 ARGS =
 
+# A misspelt variable would be silent, and another sweep than the one that was meant.
+KNOWN := PYTHON UV TABLE DATASET PRESET SEEDS TOGETHER JOBS TRACKER MEASURE MODEL METHOD ENGINE RAW SOURCE SUBSET ALTERED RUNS ARGS
+UNKNOWN := $(filter-out $(KNOWN) MAKE%,$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
+$(if $(UNKNOWN),$(error no verb knows $(UNKNOWN); make's variables here: $(KNOWN)))
+
 # A word for the shell, whatever is in it.
 quoted = '$(subst ','\'',$(1))'
 # make's variables as `key=value` arguments, left out where they are empty.
