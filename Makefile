@@ -85,7 +85,7 @@ figures: $(STAMP) $(GRAPHS) ## Figures 3-7 from records, benchmarks and traced g
 report: $(STAMP) $(GRAPHS) ## did it reproduce? one HTML page, and the verdicts in the terminal
 	@$(BIN)/python -m analysis.report
 
-wandb-sync: $(STAMP) ## send finished, cut and failed runs to W&B, each once: [RUNS=results/runs ARGS=--project=pjax]
+wandb-sync: $(STAMP) ## send finished, cut and failed runs, and their tables and figures, to W&B, each once: [RUNS=results/runs ARGS=--project=pjax]
 	@$(BIN)/python -m analysis.wandb_sync $(call quoted,$(RUNS)) $(ARGS)
 
 check-latex: $(STAMP) ## compile the tables' LaTeX; needs a pdflatex
