@@ -33,6 +33,11 @@ ALTERED =
 RUNS = results/runs
 ARGS =
 
+# A misspelt variable would be silent, and another sweep than the one that was meant.
+KNOWN := PYTHON UV TABLE DATASET PRESET SEEDS TOGETHER JOBS TRACKER LAUNCHER CLUSTER MEASURE MODEL METHOD ENGINE RAW SOURCE SUBSET ALTERED RUNS ARGS
+UNKNOWN := $(filter-out $(KNOWN) MAKE%,$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
+$(if $(UNKNOWN),$(error no verb knows $(UNKNOWN); make's variables here: $(KNOWN)))
+
 # A word for the shell, whatever is in it.
 quoted = '$(subst ','\'',$(1))'
 # make's variables as `key=value` arguments, left out where they are empty.
@@ -86,7 +91,7 @@ figures: $(STAMP) $(GRAPHS) ## Figures 3-7 from records, benchmarks and traced g
 report: $(STAMP) $(GRAPHS) ## did it reproduce? one HTML page, and the verdicts in the terminal
 	@$(BIN)/python -m analysis.report
 
-wandb-sync: $(STAMP) ## send finished, cut and failed runs to W&B, each once: [RUNS=results/runs ARGS=--project=pjax]
+wandb-sync: $(STAMP) ## send finished, cut and failed runs, and their tables and figures, to W&B, each once: [RUNS=results/runs ARGS=--project=pjax]
 	@$(BIN)/python -m analysis.wandb_sync $(call quoted,$(RUNS)) $(ARGS)
 
 check-latex: $(STAMP) ## compile the tables' LaTeX; needs a pdflatex

@@ -89,7 +89,13 @@ def figure_5(nodes: list[dict[str, Any]] | None) -> Figure:
                 axis.text(right + 0.6, (py + y) / 2, f"$h_{nodes[producer]['cell']}$", fontsize=9)
         if number in reads[loss]:
             _arrow(axis, [(x - 0.78, y - 0.2), (x - 0.78, bottom - 0.1), (middle + 0.35 * (x - middle), 0.57)])
-    axis.text(0.2, 0.1, "A, B: sides of the bipartition", fontsize=7.5, color="0.25")
+    axis.text(
+        0.2,
+        0.1,
+        "blue: parameters\ngreen: constraints\norange: the loss\nA, B: sides of the bipartition",
+        fontsize=7.5,
+        color="0.25",
+    )
     return figure
 
 

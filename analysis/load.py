@@ -92,7 +92,7 @@ def load_records(folder: Path, *, mixed: bool = False) -> pd.DataFrame:
     a record (not finished, failed) are not in the frame, and a folder that does not exist holds none. ``config`` is
     the scientific configuration as JSON, ``environment`` the machine's. ``config_digest`` names the configuration
     without its seed and schema version, and the data: runs with equal digests differ by their seed only. A run that
-    shared its program with other seeds has no clocks: NaN.
+    shared its program with other seeds, or went on on another device, has no clocks: NaN.
 
     Raises LoadError, naming the file, for broken JSON, a missing key, a value of the wrong kind, or a schema version
     that is not ``SCHEMA_VERSION``; records of several versions are refused together. With ``mixed``, records of any

@@ -26,15 +26,13 @@ import pandas as pd
 import yaml
 
 from analysis.load import LoadError, load_events
+from analysis.wandb_client import NotSent, begin, finish
+from analysis.wandb_results import send_results
 
 LOOK_SECONDS = 2.0
 """Between two looks at the folders that are followed."""
 LEASE_SECONDS = 30.0
 """A process that works on a run refreshes its `owner.lock` more often than this."""
-
-
-class NotSent(Exception):
-    """W&B cannot be reached, or refuses; the message says what to do. The folders still have everything."""
 
 
 class Sender:
@@ -67,6 +65,18 @@ class Sender:
         server = os.environ.get("WANDB_BASE_URL", "")
         target = json.dumps([server, entity, project, offline])
         self._notes = folder / hashlib.sha256(target.encode()).hexdigest()[:8]
+
+    def send_results(self, runs: Path) -> str | None:
+        """Send the tables and figures that were made of a folder of runs; see `wandb_results`."""
+        return send_results(
+            runs,
+            self._notes,
+            project=self._project,
+            entity=self._entity,
+            offline=self.offline,
+            start_timeout=self._start_timeout,
+            finish_timeout=self._finish_timeout,
+        )
 
     def send(self, run: Path, *, last: bool = False) -> bool:
         """Send what is new in a run's folder; returns whether anything was.
@@ -110,8 +120,6 @@ class Sender:
         return run.name in self._whole and self._whole[run.name] == _digest(end)
 
     def _begin(self, run: Path) -> Any:
-        import wandb
-
         config, environment = _read(run / "config.yaml"), _read(run / "environment.json")
         with _naming(run / "config.yaml"):
             groups = [group for group in ("dataset", "model", "method", "engine") if group in config]
@@ -120,37 +128,19 @@ class Sender:
             tags = [config["protocol"]["name"], *copy]
         with _naming(run / "environment.json"):
             where = {name: environment[name] for name in ("device", "commit")}
-        settings = wandb.Settings(
-            console="off",
-            silent=True,
-            init_timeout=self._start_timeout,
-            # Machine and versions are in the run's environment; hosts and paths are nobody's business.
-            disable_git=True,
-            disable_code=True,
-            x_disable_stats=True,
-            x_disable_meta=True,
-            x_disable_machine_info=True,
-            x_save_requirements=False,
+        begun = begin(
+            run.name,
+            self.folder,
+            self._start_timeout,
+            offline=self.offline,
+            project=self._project,
+            entity=self._entity,
+            group="-".join(cell.values()),
+            job_type=cell["method"],
+            tags=tags,
+            # What charts are grouped by has names without dots, which W&B takes for levels.
+            config={**config, **{f"cell_{group}": name for group, name in cell.items()}, **where},
         )
-        try:
-            begun = wandb.init(
-                id=run.name,
-                name=run.name,
-                project=self._project,
-                entity=self._entity,
-                group="-".join(cell.values()),
-                job_type=cell["method"],
-                tags=tags,
-                # What charts are grouped by has names without dots, which W&B takes for levels.
-                config={**config, **{f"cell_{group}": name for group, name in cell.items()}, **where},
-                dir=self.folder,
-                mode="offline" if self.offline else "online",
-                resume="allow",
-                reinit="create_new",
-                settings=settings,
-            )
-        except wandb.Error as error:
-            raise NotSent(f"{run.name} cannot begin: {' '.join(str(error).split()).rstrip('.:')}") from error
         # Every chart can have either axis.
         begun.define_metric("step")
         begun.define_metric("train_s", step_metric="step")
@@ -161,22 +151,7 @@ class Sender:
     def _end(self, run: Path, end: Path | None, summary: dict[str, Any]) -> None:
         begun = self._begun[run.name]
         begun.run.summary.update(summary)
-        status, errors = int(end is None or end.name != "record.json"), list[Exception]()
-
-        def finish() -> None:
-            try:
-                begun.run.finish(exit_code=status)
-            except Exception as error:
-                errors.append(error)
-
-        # Not a thread that is waited for when this process ends: it may hang.
-        thread = threading.Thread(target=finish, daemon=True)
-        thread.start()
-        thread.join(self._finish_timeout)
-        if thread.is_alive():
-            raise NotSent(f"the end of {run.name} was not taken within {self._finish_timeout:g} s")
-        if errors:
-            raise NotSent(f"the end of {run.name} was not taken: {errors[0]}") from errors[0]
+        finish(begun.run, run.name, self._finish_timeout, int(end is None or end.name != "record.json"))
         del self._begun[run.name]
         if end:
             self._whole[run.name] = _digest(end)
@@ -266,8 +241,8 @@ def _say(message: str) -> None:
         print(f"W&B: {message}", flush=True)
 
 
-def sync(sender: Sender, runs: Sequence[Path]) -> int:
-    """Send every run once, but for those that go on; returns the exit status."""
+def sync(sender: Sender, runs: Sequence[Path], folder: Path | None = None) -> int:
+    """Send every run once, but for those that go on, and what was made of the `folder`; returns the exit status."""
     sent, left, broken = 0, 0, 0
     for run in runs:
         try:
@@ -281,6 +256,8 @@ def sync(sender: Sender, runs: Sequence[Path]) -> int:
     where = f"written to {sender.folder}" if sender.offline else "sent"
     going = f", {left} go on and are left for later" if left else ""
     _say(f"{sent} of {len(runs)} runs {where}, {len(runs) - sent - left - broken} had nothing new{going}")
+    if folder and (name := sender.send_results(folder)):
+        _say(f"tables and figures {where} as artifacts of {name}")
     return 1 if broken else 0
 
 
@@ -351,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.follow:
             # W&B would ask for a key, without a word of what it asks for.
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            return sync(sender(offline=offline), runs)
+            return sync(sender(offline=offline), runs, None if options.run else options.folder)
         follow(sender(offline=offline), runs, options.finish_timeout)
     except NotSent as error:
         if options.follow and options.mode == "auto":

@@ -9,13 +9,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.compose import choices, compose_run, sweep_cells
+from experiments.compose import check_said_once, choices, compose_run, sweep_cells
 from experiments.config import RunConfig, UsageError
+from experiments.records import run_id
 
 HELP = """key=value: sweep (one or several of %s, separated by commas), seeds (how many; else what the preset says, 5
 for preset=paper), together (yes: all seeds of a cell but the first, whose clocks count, as one program; default no),
 dataset, model and method to narrow the sweep (several separated by commas), and anything that
 experiments.run accepts, such as preset=quick, engine=exact, protocol.max_steps=20000 or retry_failed=true"""
+
+
+MOST_SEEDS = 10_000
+"""Of a cell in one sweep, which is planned whole."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,16 @@ def parse(prog: str, description: str) -> list[Planned]:
 
 
 def read(prog: str, description: str) -> list[str]:
-    """The `key=value` arguments of the command line, whose help says which there are."""
+    """The `key=value` arguments of the command line, whose help says which there are.
+
+    Raises:
+        UsageError: a key is there twice.
+    """
     parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("arguments", nargs="*", metavar="key=value", help=HELP % ", ".join(choices("sweep")))
-    return parser.parse_args().arguments
+    arguments = parser.parse_args().arguments
+    check_said_once(arguments)
+    return arguments
 
 
 def plan(arguments: Sequence[str]) -> list[Planned]:
@@ -62,14 +73,14 @@ def plan(arguments: Sequence[str]) -> list[Planned]:
         raise UsageError(f"task={given['task']}: narrow by dataset and model, for example dataset=mnist")
     sweeps = given.pop("sweep", "table2").split(",")
     seeds = given.pop("seeds", None)
-    if seeds is not None and (not seeds.isdecimal() or int(seeds) < 1):
-        raise UsageError(f"seeds={seeds} is not a positive number")
+    if seeds is not None and not (seeds.isdecimal() and 1 <= int(seeds) <= MOST_SEEDS):
+        raise UsageError(f"seeds={seeds} is not a number from 1 to {MOST_SEEDS:,}")
     together = given.pop("together", "no")
     if together not in ("yes", "no"):
         raise UsageError(f"together={together}: yes or no")
     cells = _narrowed({sweep: sweep_cells(sweep) for sweep in sweeps}, given)
     kept = _for_some(given, {cell["dataset"] for _, cell in cells})
-    planned = []
+    planned: dict[str, Planned] = {}
     for sweep, chosen in cells:
         cell = [f"{key}={value}" for key, value in chosen.items()]
         common = [
@@ -81,8 +92,10 @@ def plan(arguments: Sequence[str]) -> list[Planned]:
             raise UsageError(f"together=yes and jobs={config.jobs}: one program or several processes, not both")
         for seed in range(int(seeds) if seeds else config.preset.seeds):
             overrides = (*cell, f"seed={seed}", *common)
-            planned.append(Planned(sweep, dataclasses.replace(config, seed=seed), overrides, together == "yes"))
-    return planned
+            run = Planned(sweep, dataclasses.replace(config, seed=seed), overrides, together == "yes")
+            # Sweeps may have cells in common.
+            planned.setdefault(run_id(run.config), run)
+    return [*planned.values()]
 
 
 def _for_some(given: dict[str, str], datasets: set[str]) -> dict[str, set[str]]:

@@ -25,9 +25,9 @@ from flax import serialization
 from experiments.interruption import Interruption
 from experiments.records import Event, saved_steps, write_json
 from experiments.stopping import Patience
-from experiments.storage import discard, storage_error
+from experiments.storage import discard, storage_error, sync
 
-FORMAT = 1
+FORMAT = 2
 KEPT = 2
 SUMS = "sha256.json"
 SHARE = 20
@@ -49,6 +49,7 @@ class Snapshot:
         patience: of the early stopping.
         events: all so far.
         clocks: seconds so far, by name, over all attempts.
+        device: that they are of; another one's cannot be added to them.
         diverged: why and at which step the run diverged, if it did while it shared its program with others.
     """
 
@@ -58,6 +59,7 @@ class Snapshot:
     patience: Patience
     events: list[Event]
     clocks: dict[str, float]
+    device: str
     diverged: tuple[str, int] | None = None
 
     def fitted(self, state: Any, best: Any) -> Snapshot:
@@ -98,7 +100,10 @@ def save(folder: Path, snapshot: Snapshot) -> None:
         args = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), rest=ocp.args.JsonSave(rest))
         _checkpointer().save(scratch.resolve(), args=args)
         write_json(scratch / SUMS, _sums(scratch))
+        for written in [*scratch.rglob("*"), scratch]:
+            sync(written)
         scratch.rename(path)
+        sync(path.parent)
     except Exception as error:  # Orbax and what is below it raise all kinds
         for left in path.parent.glob(f"{path.name}.*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -130,14 +135,17 @@ def load(folder: Path, step: int) -> Snapshot:
         content = _checkpointer().restore(path.resolve(), args=args)
     except Exception as error:  # another version of Orbax and what is below it may raise anything
         raise Damaged(f"it cannot be read ({type(error).__name__})") from error
-    arrays, rest = content["arrays"], dict(content["rest"])
-    if rest.pop("format") != FORMAT:
-        raise Damaged("it was written by another version of this code")
-    if rest.pop("run_id") != folder.name:
-        raise Damaged("it is another run's")
-    rest |= {"patience": Patience(**rest["patience"]), "events": [Event(**event) for event in rest["events"]]}
-    rest["diverged"] = tuple(rest["diverged"]) if rest["diverged"] else None
-    return Snapshot(state=arrays["state"], best=arrays["best"], **rest)
+    try:
+        arrays, rest = content["arrays"], dict(content["rest"])
+        if rest.pop("format") != FORMAT:
+            raise Damaged("it was written by another version of this code")
+        if rest.pop("run_id") != folder.name:
+            raise Damaged("it is another run's")
+        rest |= {"patience": Patience(**rest["patience"]), "events": [Event(**event) for event in rest["events"]]}
+        rest["diverged"] = tuple(rest["diverged"]) if rest["diverged"] else None
+        return Snapshot(state=arrays["state"], best=arrays["best"], **rest)
+    except (KeyError, TypeError) as error:
+        raise Damaged("it has other fields than this code's") from error
 
 
 def _sums(path: Path) -> dict[str, str]:

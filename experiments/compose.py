@@ -73,6 +73,20 @@ def _family(schema: type) -> Iterator[type]:
         yield from _family(sub)
 
 
+def check_said_once(arguments: Iterable[str]) -> None:
+    """Reject a command line that says a key twice, of which Hydra would take the last.
+
+    Raises:
+        UsageError: naming both.
+    """
+    by_key: dict[str, list[str]] = {}
+    for argument in arguments:
+        by_key.setdefault(argument.partition("=")[0].lstrip("+~"), []).append(argument)
+    for key, said in by_key.items():
+        if len(said) > 1:
+            raise UsageError(f"{' and '.join(said)}: say {key} once")
+
+
 def check_keys(overrides: Iterable[str]) -> None:
     """Reject keys that no run has, before Hydra does so without naming those that exist.
 

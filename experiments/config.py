@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,25 @@ CONF = ROOT / "conf"
 
 class UsageError(Exception):
     """A request that cannot be carried out as asked; the message says what was wrong, where, and what to do."""
+
+
+@contextmanager
+def blaming(what: str) -> Iterator[None]:
+    """Say where a file of a user's own is wrong: it stops the runs that need it, and no others.
+
+    Raises:
+        UsageError: for any error in the block but a `UsageError`, with the place in this repository.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+        ours = [(path.relative_to(ROOT), line) for path, line in frames if path.is_relative_to(ROOT)]
+        # An environment may lie in the repository.
+        path, line = [(path, line) for path, line in ours if not path.parts[0].startswith(".")][-1]
+        raise UsageError(f"{what}: {type(error).__name__}: {error} ({path}, line {line})") from error
 
 
 # A key with a default came after the first runs, which all had this value: at its default it is no part of a run's
@@ -115,11 +138,14 @@ class OwnConfig(MethodConfig):
         file: a file of `baselines/`.
         steps_per_update: how many steps of the protocol an update counts as.
         options: what the file's `METHOD` is called with.
+        engine: whether it is also called with `operators`, those that the key `engine` names. They are then part of the
+            run, as they are of the paper's projection methods.
     """
 
     file: str = MISSING
     steps_per_update: int = 1
     options: dict[str, Any] = field(default_factory=dict)
+    engine: bool = False
 
 
 @dataclass
@@ -277,7 +303,7 @@ def _validate(config: RunConfig) -> None:
     protocol, method = config.protocol, config.method
     steps = method.steps_per_update if isinstance(method, ProjectionConfig | OwnConfig) else 1
     checks = [
-        (config.seed >= 0, f"seed={config.seed} is negative"),
+        (0 <= config.seed < 2**32, f"seed={config.seed} is not from 0 to 2^32 - 1"),
         (config.dataset.num_classes > 0, f"dataset.num_classes={config.dataset.num_classes} is not positive"),
         (
             config.dataset.test_fraction is None or 0 < config.dataset.test_fraction < 1,
@@ -315,6 +341,12 @@ def _validate(config: RunConfig) -> None:
         (len(config.model.hidden) > 0, "model.hidden is empty"),
         (all(width > 0 for width in config.model.hidden), f"model.hidden={config.model.hidden} is not positive"),
     ]
+    for group in ("dataset", "model", "method", "engine", "preset"):
+        # They become parts of a folder's name.
+        name = getattr(config, group).name
+        checks.append((bool(re.fullmatch(r"\w[\w.+-]*", name)), f"{group}.name='{name}' is not a name"))
+    for key, folder in dataclasses.asdict(config.paths).items():
+        checks.append((bool(folder.strip()), f"paths.{key}= is empty: name a folder"))
     # A run's name is a hash of JSON, which has no infinity and no NaN.
     for group in ("dataset", "method", "engine", "protocol"):
         for key, value in dataclasses.asdict(getattr(config, group)).items():

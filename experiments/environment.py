@@ -19,9 +19,6 @@ def describe(jobs: int = 1) -> dict[str, Any]:
     """Commit, versions and devices; a device that so many runs share is another one, as times go."""
     import jax
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cpu = f"{_cpu_model() or platform.machine()}, {cores} cores"
-    devices = jax.devices()
     # Results are written into the repository, so they must not make it dirty.
     changes = _git("status", "--porcelain", "--", ".", ":!results")
     return {
@@ -30,14 +27,21 @@ def describe(jobs: int = 1) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "system": platform.system(),
-        "cpu": cpu,
+        "cpu": _cpu(),
         "backend": jax.default_backend(),
-        # In words, as the tables print it; JAX itself only says "cpu" of a processor.
-        "device": (cpu if devices[0].platform == "cpu" else f"{len(devices)} x {devices[0].device_kind}")
-        + (f", {jobs} runs at once" if jobs > 1 else "")
-        + (f", {jax.process_count()} processes" if jax.process_count() > 1 else ""),
+        "device": device(jobs),
         **({"slurm": slurm} if (slurm := ids()) else {}),
     }
+
+
+def device(jobs: int = 1) -> str:
+    """What clocks are of, in words, as the tables print it; JAX itself only says "cpu" of a processor."""
+    import jax
+
+    devices, processes = jax.devices(), jax.process_count()
+    found = _cpu() if devices[0].platform == "cpu" else f"{len(devices)} x {devices[0].device_kind}"
+    found += f", {jobs} runs at once" if jobs > 1 else ""
+    return f"{found}, {processes} processes" if processes > 1 else found
 
 
 def commit() -> str | None:
@@ -52,6 +56,11 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return result.stdout.strip()
+
+
+def _cpu() -> str:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{_cpu_model() or platform.machine()}, {cores} cores"
 
 
 def _cpu_model() -> str | None:

@@ -27,14 +27,15 @@ from experiments.records import (
     write_json,
     write_record,
 )
-from experiments.storage import StorageError, append, discard, relative, write_whole, writing
+from experiments.storage import StorageError, append, discard, relative, sync, write_whole, writing
 
 if TYPE_CHECKING:
     from experiments.checkpoint import Snapshot
 
 UNSAID = ("paths.", "retry_failed", "memory_gb", "checkpoint_every_s", "jobs", "tracker", "cluster", "hydra", "+sweep")
 """Arguments that `command.sh` leaves to the machine that repeats the run."""
-WRITTEN = ("config.yaml", "environment.json", "command.sh", "events.jsonl", "attempts.jsonl")
+WRITTEN = ("config.yaml", "environment.json", "command.sh", "events.jsonl", "attempts.jsonl", "FAILED.json")
+"""What an attempt changes in the folder, checkpoints aside."""
 
 
 class RunFailed(Exception):
@@ -54,9 +55,8 @@ class RunFolder:
         self.path, self.config, self.data = path, config, data
         self._overrides, self._owner = overrides, owner
         self._started, self._environment, self._step = _now(), describe(config.jobs), 0
-        self._earlier = {
-            name: (path / name).read_text() for name in ("FAILED.json", "attempts.jsonl") if (path / name).exists()
-        }
+        # What is left of earlier attempts if this one is refused.
+        self._earlier = {name: (path / name).read_text() for name in WRITTEN if (path / name).exists()}
         # A process that was killed while it wrote leaves half a line.
         self._log = [line for text in self._earlier.get("attempts.jsonl", "").splitlines() if (line := _parsed(text))]
         self._attempt = 1 + max((line["attempt"] for line in self._log), default=0)
@@ -124,12 +124,14 @@ class RunFolder:
 
     def withdraw(self) -> None:
         """Leave no trace, or what earlier attempts left: the run could not begin."""
-        for name, content in self._earlier.items():
-            write_whole(self.path / name, content)
-        if "attempts.jsonl" not in self._earlier:
-            for name in WRITTEN:
-                with writing(self.path / name):
-                    (self.path / name).unlink(missing_ok=True)
+        for name in WRITTEN:
+            if name in self._earlier:
+                write_whole(self.path / name, self._earlier[name])
+                continue
+            with writing(self.path / name):
+                (self.path / name).unlink(missing_ok=True)
+        with writing(self.path / "command.sh"), suppress(FileNotFoundError):
+            (self.path / "command.sh").chmod(0o755)
 
     def finished(self, outcome: Any) -> Record:
         """Write the record, after which the checkpoints are of no use."""
@@ -155,6 +157,9 @@ class RunFolder:
             finished=_now(),
             environment=self._environment,
         )
+        # The record is the sign that all is there.
+        with writing(self.path / "events.jsonl"):
+            sync(self.path / "events.jsonl")
         write_record(self.path, record)
         self.ended("finished")
         discard(self.path / "checkpoint")

@@ -22,6 +22,7 @@ from experiments.cluster.distributed import everywhere, put
 from experiments.compiled import Apply, TrainState, initial_state, make_chunk, make_evaluation
 from experiments.config import ProtocolConfig, RunConfig, UsageError
 from experiments.data import Dataset
+from experiments.environment import device
 from experiments.keys import key_for
 from experiments.memory import gigabytes, limit_bytes, peak_bytes
 from experiments.methods import Method
@@ -94,7 +95,8 @@ class Runs:
         self.configs, self.method, self.protocol = configs, method, configs[0].protocol
         self.together = len(configs) > 1
         self.timed = not self.together
-        """Whether the clocks are a run's own: none that it shared with others, now or in an earlier attempt."""
+        """Whether the clocks are a run's own and of one device, in all its attempts."""
+        self.device = device(configs[0].jobs)
         self.apply: Apply = model.apply  # type: ignore[assignment]
         self.compile_s = self.train_s = self.evaluation_s = self.checkpoint_s = self.end_to_end_s = 0.0
         self._step, self._wall_s, self._resumed = 0, 0.0, False
@@ -162,6 +164,9 @@ class Runs:
             for each in fitted
         ]
         self.timed &= all(event.train_s is not None for event in self.each[0].events)
+        if self.timed and fitted[0].device != self.device:
+            self.timed = False
+            print(f"begun on another device ({fitted[0].device}): the record will have no clocks", flush=True)
         clocks = fitted[0].clocks
         self.compile_s, self.train_s = clocks["compile_s"], clocks["train_s"]
         self.evaluation_s, self.checkpoint_s = clocks["evaluation_s"], clocks["checkpoint_s"]
@@ -178,6 +183,7 @@ class Runs:
                 patience=one.patience,
                 events=one.events,
                 clocks=clocks,
+                device=self.device,
                 diverged=(str(one.diverged), one.diverged.step) if one.diverged else None,
             )
             for i, one in enumerate(self.each)

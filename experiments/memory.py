@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jax
-from jax.stages import Compiled
+if TYPE_CHECKING:
+    from jax.stages import Compiled
 
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 """Where Linux says what a container may take."""
@@ -30,6 +31,9 @@ def device_bytes() -> int | None:
 
     None where nobody tells.
     """
+    # Imported late, so that `make plan`'s help comes at once.
+    import jax
+
     device = jax.local_devices()[0]
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")

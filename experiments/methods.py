@@ -17,7 +17,15 @@ import optax
 import pjax_core as pjax
 from baselines import having, member
 from baselines.gradient import GradientMethod, LossFn, Params
-from experiments.config import EngineConfig, GradientConfig, MethodConfig, OwnConfig, ProjectionConfig, UsageError
+from experiments.config import (
+    EngineConfig,
+    GradientConfig,
+    MethodConfig,
+    OwnConfig,
+    ProjectionConfig,
+    UsageError,
+    blaming,
+)
 from pjax_core import optim
 
 T = TypeVar("T")
@@ -90,32 +98,40 @@ def build_method(method: MethodConfig, engine: EngineConfig) -> Method:
     if isinstance(method, GradientConfig):
         return GradientMethod(_choose("gradient method", GRADIENT, method.name)(method.learning_rate))
     if isinstance(method, OwnConfig):
-        return _own(method)
+        return _own(method, engine)
     assert isinstance(method, ProjectionConfig)
-    named = _choose("engine", OPERATORS, engine.name)
+    operators = _operators(engine)
     optimizer = _choose("projection method", PROJECTION, method.name)
     # What a projection method has beyond any method are the options of its optimizer, by the same names.
     shared = {item.name for item in dataclasses.fields(MethodConfig)}
     options = {key: value for key, value in dataclasses.asdict(method).items() if key not in shared}
-    try:
-        operators = dataclasses.replace(named, prox_lambda=engine.prox_lambda)
-    except (TypeError, ValueError) as error:
-        raise _refused("engine", ["prox_lambda"], error) from error
     try:
         return ProjectionMethod(optimizer(operators=operators, **options))
     except (TypeError, ValueError) as error:
         raise _refused("method", options, error) from error
 
 
-def _own(config: OwnConfig) -> Method:
-    """The method of a file."""
-    build = member(config.file, "METHOD")
-    if build is None:
-        raise UsageError(f"unknown method.file={config.file}. Known: {', '.join(having('METHOD')) or 'none'}")
+def _operators(engine: EngineConfig) -> pjax.Operators:
+    """The projection operators a configuration names."""
+    named = _choose("engine", OPERATORS, engine.name)
     try:
-        method = build(**config.options)
+        return dataclasses.replace(named, prox_lambda=engine.prox_lambda)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"method.options: {error}") from error
+        raise _refused("engine", ["prox_lambda"], error) from error
+
+
+def _own(config: OwnConfig, engine: EngineConfig) -> Method:
+    """The method of a file."""
+    with blaming(f"method.file={config.file}"):
+        build = member(config.file, "METHOD")
+        if build is None:
+            raise UsageError(f"unknown method.file={config.file}. Known: {', '.join(having('METHOD')) or 'none'}")
+    with blaming("method.options"):
+        operators = {"operators": _operators(engine)} if config.engine else {}
+        try:
+            method = build(**config.options, **operators)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"method.options: {error}") from error
     if method.steps_per_update != config.steps_per_update:
         raise UsageError(
             f"method.steps_per_update={config.steps_per_update}, but an update of method '{config.name}' is "

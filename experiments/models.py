@@ -17,7 +17,7 @@ from jax.nn import initializers
 from numpy.typing import NDArray
 
 from baselines import having, member
-from experiments.config import RunConfig, UsageError
+from experiments.config import RunConfig, UsageError, blaming
 
 INITIALIZERS: dict[str, initializers.Initializer] = {
     "he_normal": initializers.he_normal(),
@@ -35,19 +35,20 @@ def build_model(config: RunConfig) -> nn.Module:
 
     Raises:
         UsageError: no architecture or initialiser by that name, and the message lists what there is; or the network
-            cannot read such data.
+            cannot read such data; or its file is wrong, and the message says where.
     """
-    architecture = _architecture(config.model.family)
-    _check_pair(config, architecture)
-    known = {item.name for item in dataclasses.fields(architecture)}
-    inits = {name: _initializer(name, getattr(config.method, name)) for name in ("kernel_init", "embedding_init")}
-    return architecture(
-        hidden=tuple(config.model.hidden),
-        skip=config.model.skip,
-        num_classes=config.dataset.num_classes,
-        output_bias=config.method.output_bias,
-        **{name: init for name, init in inits.items() if name in known},
-    )
+    with blaming(f"model.family={config.model.family}"):
+        architecture = _architecture(config.model.family)
+        _check_pair(config, architecture)
+        known = {item.name for item in dataclasses.fields(architecture)}
+        inits = {name: _initializer(name, getattr(config.method, name)) for name in ("kernel_init", "embedding_init")}
+        return architecture(
+            hidden=tuple(config.model.hidden),
+            skip=config.model.skip,
+            num_classes=config.dataset.num_classes,
+            output_bias=config.method.output_bias,
+            **{name: init for name, init in inits.items() if name in known},
+        )
 
 
 def arrange(config: RunConfig, x: NDArray[Any]) -> NDArray[Any]:

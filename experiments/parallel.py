@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from queue import Queue
 from typing import TypeAlias
 
@@ -27,21 +32,79 @@ from experiments.records import Event, run_id
 from experiments.runner import RunBusy, RunFailed, execute
 from experiments.storage import StorageError
 
-News: TypeAlias = "tuple[str, Event | str | None]"
+News: TypeAlias = "tuple[str, Event | Ended | None]"
 """The name of a run, and what is new: nothing when it starts, an evaluation, or how it ended."""
+SHARED_ENDS = 2
+"""How often a run may be cut by the end of a process beside it. After that it runs alone, and costs no other."""
+
+
+class ProcessEnded(Exception):
+    """The process of a run was killed, or ended by an error that is not the run's."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended: in words, and the error if it did not finish."""
+
+    words: str
+    error: Exception | None = None
+
+
+@dataclass
+class Seen:
+    """What the processes have told of the runs, by name."""
+
+    started: set[str] = field(default_factory=set)
+    ended: dict[str, Ended] = field(default_factory=dict)
 
 
 def run_side_by_side(runs: Sequence[Planned], jobs: int, progress: RunProgress) -> dict[str, Exception]:
     """Do runs, so many at a time; returns those that did not finish, by name, and why.
 
-    A signal ends all of them at once, and they go on from their last checkpoints another time.
+    A signal to this process ends all of them at once, and they go on from their last checkpoints another time. Where
+    the process of a run is killed, by a kernel that is out of memory for example, joblib ends the others, too; all go
+    on from their checkpoints, and a run that was cut so each time goes on alone at last.
 
     Raises:
         Interrupted: by a signal.
     """
     register_schemas()
+    # On a GPU each process would otherwise take three quarters of the memory when it starts.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     configs = {run_id(run.config): run.config for run in runs}
-    with interruptible(), _shown(configs, progress) as news, initialize_config_dir(str(CONF), version_base="1.3"):
+    cut: Counter[str] = Counter()
+    with interruptible(), _shown(configs, progress) as (news, seen), _launcher(jobs, news) as launch:
+        while left := [run for run in runs if run_id(run.config) not in seen.ended]:
+            batch = [run for run in left if cut[run_id(run.config)] < SHARED_ENDS] or left[:1]
+            seen.started.clear()
+            broken = False
+            try:
+                launch([run.overrides for run in batch])
+            except BrokenProcessPool:
+                broken = True
+            news.join()
+            if not broken:
+                continue
+            names = [run_id(run.config) for run in batch]
+            # A process that was killed before it could tell of its run may have had any.
+            lost = [name for name in names if name in seen.started and name not in seen.ended] or names
+            cut.update(lost)
+            if len(batch) == 1:
+                error = ProcessEnded(
+                    f"{lost[0]}: its process was killed, by a kernel that is out of memory perhaps; the same command "
+                    "goes on from its last checkpoint"
+                )
+                news.put((lost[0], Ended(describe_outcome(error), error)))
+                news.join()
+            else:
+                progress.line(f"a process was killed, out of memory perhaps; {len(lost)} runs were cut and go on")
+    return {name: ended.error for name, ended in seen.ended.items() if ended.error}
+
+
+@contextmanager
+def _launcher(jobs: int, news: Queue[News]) -> Iterator[Callable[[Sequence[Sequence[str]]], None]]:
+    """What does runs by the arguments they were composed from, so many at a time."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         overrides = [
@@ -55,13 +118,16 @@ def run_side_by_side(runs: Sequence[Planned], jobs: int, progress: RunProgress) 
         context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks())
         job = functools.partial(_job, news)
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=job, config=config)
-        returned = launcher.launch([run.overrides for run in runs], initial_job_idx=0)
-    outcomes = zip(configs, (each.return_value for each in returned), strict=True)
-    return {name: outcome for name, outcome in outcomes if outcome is not None}
+
+        def launch(overrides: Sequence[Sequence[str]]) -> None:
+            for each in launcher.launch(overrides, initial_job_idx=0):
+                _ = each.return_value  # raises what the job did not tell
+
+        yield launch
 
 
-def _job(news: Queue[News], cfg: DictConfig) -> Exception | None:
-    """One run, in a process of the launcher's; an exception would be every run's end, so it is returned."""
+def _job(news: Queue[News], cfg: DictConfig) -> None:
+    """One run, in a process of the launcher's; an exception would be every run's end, so it is told."""
     # A terminal's Ctrl-C reaches every process. The one that launched this one ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     config = to_run_config(cfg)
@@ -71,31 +137,36 @@ def _job(news: Queue[News], cfg: DictConfig) -> Exception | None:
         outcome = execute(config, HydraConfig.get().overrides.task, lambda event: news.put((name, event)))
     except (UsageError, RunBusy, RunFailed, StorageError) as error:
         outcome = error
-    news.put((name, describe_outcome(outcome)))
-    return outcome if isinstance(outcome, Exception) else None
+    except Exception:
+        outcome = ProcessEnded(f"{name}: ended by an error that is not the run's\n{traceback.format_exc()}")
+    news.put((name, Ended(describe_outcome(outcome), outcome if isinstance(outcome, Exception) else None)))
 
 
 @contextmanager
-def _shown(configs: Mapping[str, RunConfig], progress: RunProgress) -> Iterator[Queue[News]]:
-    """A queue that other processes can write to, whose news are shown as they come."""
+def _shown(configs: Mapping[str, RunConfig], progress: RunProgress) -> Iterator[tuple[Queue[News], Seen]]:
+    """A queue that other processes can write to, and what came through it, which is shown as it comes."""
+    seen = Seen()
     # Not forked: this process has JAX's threads.
     with multiprocessing.get_context("spawn").Manager() as manager:
         news: Queue[News | None] = manager.Queue()
 
         def show() -> None:
             while (item := news.get()) is not None:
-                config, what = configs[item[0]], item[1]
+                name, what = item
                 if what is None:
-                    progress.start(config)
+                    seen.started.add(name)
+                    progress.start(configs[name])
                 elif isinstance(what, Event):
-                    progress.event(config, what)
-                else:
-                    progress.end(config, what)
+                    progress.event(configs[name], what)
+                elif name not in seen.ended:
+                    seen.ended[name] = what
+                    progress.end(configs[name], what.words)
+                news.task_done()
 
         thread = threading.Thread(target=show)
         thread.start()
         try:
-            yield news  # type: ignore[misc]
+            yield news, seen  # type: ignore[misc]
         finally:
             news.put(None)
             thread.join()

@@ -108,23 +108,25 @@ def summary(found: list[Estimate], jobs: int) -> str:
     """The whole time in a sentence."""
     todo = [cell for cell in found if cell.left and not cell.refusal]
     known = [cell for cell in todo if cell.seconds is not None]
+    refused = sum(bool(cell.left and cell.refusal) for cell in found)
+    rest = f"{refused} cells cannot be done as asked, as the table says. " if refused else ""
     if not todo:
-        return "Nothing to do."
+        return rest.rstrip() or "Nothing to do."
     unknown = len(todo) - len(known)
     missing = f"; {unknown} of {len(todo)} cells are not measured on this device: add MEASURE=yes" if unknown else ""
     if not known:
-        return missing.removeprefix("; ")
+        return rest + missing.removeprefix("; ")
     most = "at most " if any(cell.pace and cell.pace.steps is None for cell in known) else "about "
     # A device that several share has the pace of those that shared it.
     seconds = sum(cell.seconds or 0 for cell in known) / jobs
-    return f"{most}{duration(seconds)} in all on this device{missing}"
+    return f"{rest}{most}{duration(seconds)} in all on this device{missing}"
 
 
 def main() -> int:
-    """Command line; returns the exit status."""
-    arguments = read("python -m experiments.plan", __doc__ or "")
-    asked = [argument for argument in arguments if argument.startswith("measure=")]
+    """Command line; returns 0, or 2 for a wrong request or cells that `reproduce` would refuse."""
     try:
+        arguments = read("python -m experiments.plan", __doc__ or "")
+        asked = [argument for argument in arguments if argument.startswith("measure=")]
         if unknown := [argument for argument in asked if argument not in ("measure=yes", "measure=no")]:
             raise UsageError(f"{unknown[0]}: yes or no")
         planned = plan([argument for argument in arguments if argument not in asked])
@@ -135,7 +137,7 @@ def main() -> int:
     # A file or a pipe has no width to fit into.
     Console(width=None if sys.stdout.isatty() else WIDE).print(table(found))
     print(summary(found, planned[0].config.jobs))
-    return 0
+    return 2 if any(cell.left and cell.refusal for cell in found) else 0
 
 
 if __name__ == "__main__":

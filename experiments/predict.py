@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 from experiments.config import ROOT, RunConfig
 from experiments.records import scientific_config
+from experiments.storage import relative
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,13 @@ class Paces:
     def __init__(self, folders: Iterable[Path], device: str | None) -> None:
         self._records: dict[str, list[dict[str, Any]]] = {}
         for path in sorted({path for folder in folders for path in folder.glob("*/record.json")}):
-            record = json.loads(path.read_text())
-            if record["clocks"] and device in (None, record["environment"]["device"]):
-                self._records.setdefault(_key(record["config"]), []).append(record)
+            try:
+                record = json.loads(path.read_text())
+                if record["clocks"] and device in (None, record["environment"]["device"]):
+                    self._records.setdefault(_key(record["config"]), []).append(record)
+            except (ValueError, KeyError, TypeError):
+                # Times are told without it; what needs the record itself will name it.
+                print(f"{relative(path)} is damaged and tells no times", file=sys.stderr)
 
     def of(self, config: RunConfig) -> Pace | None:
         """The median over runs of the same data, network, method and batch; None if there are none."""

@@ -32,7 +32,7 @@ def describe_event(event: Event, best: float) -> str:
 def describe_record(record: Record) -> str:
     """A finished run in words."""
     metrics, clocks = record.metrics, record.clocks
-    times = "untimed, as it shared its program with other seeds"
+    times = "untimed, as it shared its program with other seeds or had two devices"
     if clocks:
         step, train, compilation = clocks.device_ms_per_step, clocks.train_s, clocks.compile_s
         times = f"{step:.3g} ms/step, {train:.1f} s training, {compilation:.1f} s compiling"
@@ -88,7 +88,9 @@ class RunProgress:
         self._bars.stop()
 
     def start(self, config: RunConfig, count: int = 1) -> None:
-        """A run begins, or several that share its program."""
+        """A run begins, or several that share its program; or it begins once more, because its process was killed."""
+        if again := self._shown.pop(run_id(config), None):
+            self._bars.remove_task(again.task)
         name = run_id(config) + (f" and {count - 1} more" if count > 1 else "")
         task = self._bars.add_task(name, total=config.protocol.max_steps, detail="compiling")
         self._shown[run_id(config)] = _Shown(task, count)
@@ -108,9 +110,11 @@ class RunProgress:
 
     def end(self, config: RunConfig, *messages: str, left: int = 0) -> None:
         """A run ended, with those that shared its program; messages say how. So many of them are left for later."""
-        shown = self._shown.pop(run_id(config))
-        self._bars.remove_task(shown.task)
-        self._bars.advance(self._overall, shown.count - left)
+        # One whose process was killed at once has not begun here.
+        shown = self._shown.pop(run_id(config), None)
+        if shown:
+            self._bars.remove_task(shown.task)
+        self._bars.advance(self._overall, (shown.count if shown else 1) - left)
         for message in messages:
             self.line(message)
 

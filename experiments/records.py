@@ -14,7 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_type_hints
 
-from experiments.config import ProjectionConfig, RunConfig
+from experiments.config import OwnConfig, ProjectionConfig, RunConfig
 from experiments.storage import write_whole
 
 SCHEMA_VERSION = 1
@@ -30,8 +30,8 @@ class Event:
         train_loss: mean over the updates since the last evaluation; None before the first.
         validation_accuracy: 0 to 1.
         validation_loss: mean over the validation samples.
-        train_s: seconds on the device in training so far, without compilation and evaluation; None in a run that
-            shares its program with other seeds.
+        train_s: seconds on the device in training so far, without compilation and evaluation; None in a run without
+            clocks of its own (see `Record`).
         wall_s: seconds since the loop began.
     """
 
@@ -58,8 +58,8 @@ class Cell:
 class Metrics:
     """Accuracies, 0 to 1, at the parameters with the best validation accuracy, and when they were reached.
 
-    `steps_to_99` and `time_to_99_s` (device seconds in training, None in a run that shares its program with other
-    seeds) belong to the first evaluation with at least 99 % of the best validation accuracy.
+    `steps_to_99` and `time_to_99_s` (device seconds in training, None in a run without clocks) belong to the first
+    evaluation with at least 99 % of the best validation accuracy.
     """
 
     test_accuracy: float
@@ -116,7 +116,8 @@ class DataInfo:
 class Record:
     """A finished run, `record.json`; `started` and `finished` are ISO 8601 in UTC.
 
-    A run that shares its program with other seeds has no clocks.
+    A run that shares its program with other seeds has no clocks, nor has one that went on on another device: seconds of
+    two devices have no sum.
     """
 
     schema_version: int
@@ -141,10 +142,16 @@ def scientific_config(config: RunConfig) -> dict[str, Any]:
     that they had.
     """
     groups = ["dataset", "model", "method", "protocol"]
-    if isinstance(config.method, ProjectionConfig):
+    if _has_engine(config):
         groups.append("engine")
     content: dict[str, Any] = {group: _scientific(getattr(config, group)) for group in groups}
     return {**content, "seed": config.seed, "schema_version": SCHEMA_VERSION}
+
+
+def _has_engine(config: RunConfig) -> bool:
+    """Whether projection operators have a part in the run."""
+    method = config.method
+    return isinstance(method, ProjectionConfig) or (isinstance(method, OwnConfig) and method.engine)
 
 
 def _scientific(group: Any) -> dict[str, Any]:
@@ -158,7 +165,7 @@ def _scientific(group: Any) -> dict[str, Any]:
 
 def cell_of(config: RunConfig) -> Cell:
     """The cell a run belongs to."""
-    engine = config.engine.name if isinstance(config.method, ProjectionConfig) else None
+    engine = config.engine.name if _has_engine(config) else None
     return Cell(config.dataset.name, config.model.name, config.method.name, engine)
 
 

@@ -40,7 +40,11 @@ def main() -> int:
             "To continue, repeat the command."
         )
         return getattr(error, "status", 130)
-    shown = _print_results(planned)
+    try:
+        shown = _print_results(planned)
+    except KeyboardInterrupt:
+        print("\ninterrupted: all runs stay, and the same command makes their tables again", file=sys.stderr)
+        return 130
     print_errors(errors, len(planned))
     if any(isinstance(error, UsageError) for error in errors.values()):
         return 2
@@ -183,10 +187,21 @@ def _print_results(planned: Sequence[Planned]) -> int:
             # Tables and figures are of the paper's protocol and cells.
             commands[:-1] = [["analysis.overview", str(runs), "--out", str(out)]]
     for command in commands:
-        status = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False).returncode
-        if status:
+        if status := analyse(command):
             return status
     return 0
+
+
+def analyse(command: Sequence[str]) -> int:
+    """Run a module of `analysis`; returns its exit status."""
+    # Ctrl-C is for this process, which ends the other without its traceback.
+    with subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, process_group=0) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait()
+            raise
 
 
 if __name__ == "__main__":

@@ -15,18 +15,27 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from experiments.compose import check_keys, compose_run, explain
+from experiments.compose import check_keys, check_said_once, compose_run, explain
 from experiments.config import UsageError, register_schemas, to_run_config
 
+BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+"""The launcher that does runs in this process, one after the other."""
 _errors: list[Exception] = []
 """What went wrong in the runs of this process, so that the last lines can say so."""
+
+
+def _told() -> tuple[type[Exception], ...]:
+    """What says by itself what went wrong. Imported late, as all that help needs not: it answers at once."""
+    from experiments.runner import RunBusy, RunFailed
+    from experiments.storage import StorageError
+
+    return UsageError, RunBusy, RunFailed, StorageError
 
 
 def _run(cfg: DictConfig) -> None:
     from experiments.progress import RunProgress, describe_record
     from experiments.records import run_id
-    from experiments.runner import RunBusy, RunFailed, execute
-    from experiments.storage import StorageError
+    from experiments.runner import execute
     from experiments.tracking import tracked
 
     try:
@@ -36,7 +45,12 @@ def _run(cfg: DictConfig) -> None:
             record = execute(config, HydraConfig.get().overrides.task, functools.partial(progress.event, config))
             done = f"{run_id(config)} is finished: nothing to do" if record is None else describe_record(record)
             progress.end(config, done)
-    except (UsageError, RunBusy, RunFailed, StorageError) as error:
+    except _told() as error:
+        if HydraConfig.get().launcher["_target_"] != BASIC:
+            # In a process of the launcher's, which has nothing of this one's. Hydra brings the first error back when
+            # all runs have ended.
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            raise
         # Hydra would end a sweep with the first error's traceback; ours names every one.
         _errors.append(error)
 
@@ -52,6 +66,7 @@ def main() -> int:
     flags = [argument for argument in sys.argv[1:] if argument.startswith("-")]
     overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
     try:
+        check_said_once(overrides)
         if flags:
             check_keys(overrides)
         else:
@@ -60,7 +75,7 @@ def main() -> int:
         hydra.main(version_base="1.3", config_path="../conf", config_name="config")(_run)()
     except HydraException as error:
         _errors.append(UsageError(explain(error)))
-    except UsageError as error:
+    except _told() as error:
         _errors.append(error)
     except KeyboardInterrupt as error:
         print("interrupted; the same command goes on from the last checkpoint and skips finished runs", file=sys.stderr)

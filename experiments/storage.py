@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,15 +23,37 @@ def relative(path: Path) -> str:
 
 def storage_error(path: Path, error: Exception, verb: str = "write") -> StorageError:
     """What to tell of a file that could not be written, or read."""
+    return StorageError(
+        f"{path.parent.name} stopped: {refused(path, error, verb)}; "
+        "make room or repair it, then repeat the command: the run goes on from its last checkpoint"
+    )
+
+
+def refused(path: Path, error: Exception, verb: str = "write") -> str:
+    """Which file the system refused, why, and how much room there is."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
     try:
         free = f"{shutil.disk_usage(path.parent).free / 1e6:.1f} MB free there"
     except OSError:
         free = "its folder cannot be looked at"
-    return StorageError(
-        f"{path.parent.name} stopped: cannot {verb} {relative(path)}: {reason} ({free}); "
-        "make room or repair it, then repeat the command: the run goes on from its last checkpoint"
-    )
+    return f"cannot {verb} {relative(path)}: {reason} ({free})"
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk, so that they outlast a loss of power.
+
+    Raises:
+        OSError: the disk did not take it.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems know no such thing of a folder.
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -74,6 +97,7 @@ def write_whole(path: Path, content: str) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             scratch.replace(path)
+            sync(path.parent)
         except OSError:
             scratch.unlink(missing_ok=True)
             raise

@@ -30,6 +30,7 @@ class Server(ThreadingHTTPServer):
     Attributes:
         runs: by id.
         operations: names of what was asked, in order.
+        artifacts: the content of their files, by name of the artifact and of the file.
         broken: answer everything with an error.
     """
 
@@ -40,6 +41,7 @@ class Server(ThreadingHTTPServer):
         self.runs: dict[str, Sent] = {}
         self.operations: list[str] = []
         self.views: list[dict[str, Any]] = []
+        self.artifacts: dict[str, dict[str, bytes]] = {}
         self.broken = False
 
     @property
@@ -65,12 +67,39 @@ class Server(ThreadingHTTPServer):
         if name.casefold().startswith("upsertview"):
             self.views.append(variables)
             return {"upsertView": {"view": {"id": "Vmlldzox", "name": "nw-abc-v"}, "inserted": True}}
+        if name == "ArtifactType":
+            return {"project": None}
+        if "Artifact" in name:
+            return self._artifact(name, variables)
         if name == "GetProjects":
             project = {"id": "p", "name": "pjax", "entityName": "me", "createdAt": "2026-01-01", "isBenchmark": False}
             project["user"] = None
             page = {"endCursor": None, "hasNextPage": False}
             return {"models": {"edges": [{"node": project, "cursor": "c"}], "pageInfo": page, "totalCount": 1}}
         return {}
+
+    def _artifact(self, name: str, variables: dict[str, Any]) -> dict[str, Any]:
+        given = variables.get("input", variables)
+        if name == "CreateArtifact":
+            collection = given["artifactCollectionName"]
+            self.artifacts[collection] = {}
+            artifact = {"id": collection, "state": "PENDING", "artifactSequence": {"latestArtifact": None}}
+            return {"createArtifact": {"artifact": artifact}}
+        if name == "CreateArtifactManifest":
+            address = f"{self.url}/manifest/{variables['artifactID']}" if variables["includeUpload"] else None
+            file = {"id": "f", "uploadUrl": address, "uploadHeaders": []}
+            return {"createArtifactManifest": {"artifactManifest": {"id": variables["artifactID"], "file": file}}}
+        if name == "CreateArtifactFiles":
+            nodes = [
+                {
+                    **{"storagePath": each["name"], "uploadHeaders": [], "uploadMultipartUrls": None},
+                    **{"uploadUrl": f"{self.url}/artifact/{each['artifactID']}/{each['name']}"},
+                    **{"artifact": {"id": each["artifactID"]}},
+                }
+                for each in given["artifactFiles"]
+            ]
+            return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
+        return {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": "d"}}}
 
     def _model(self, run: str) -> dict[str, Any] | None:
         if run not in self.runs:
@@ -138,6 +167,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, {"data": data})
         if match := re.fullmatch(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path):
             self.server.stream(match[1], json.loads(body))
+        elif match := re.fullmatch(r"/artifact/([^/]+)/(.+)", self.path):
+            self.server.artifacts[match[1]][match[2]] = body
         elif match := re.fullmatch(r"/upload/wandb-summary.json", self.path):
             self.server.operations.append("summary")
         return self._send(200, {})

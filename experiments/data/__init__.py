@@ -1,8 +1,9 @@
 """Data sets in memory: prepared once by `make data`, read by every run through `load`.
 
 A data set is one file here, by its name (docs/own.md). It has `load(config, data_dir)`, which returns a `Dataset`;
-`prepare(config, data_dir, raw, source)`, which writes its cache, unless it needs none; and in `ACCEPTS` the keys
-`subset` and `altered` of its configuration, where other copies than the published one may be used.
+`prepare(config, data_dir, raw, source)`, which writes its cache, unless it needs none; in `ACCEPTS` the keys `subset`
+and `altered` of its configuration, where other copies than the published one may be used; and `OFFICIAL_SPLIT = True`
+where no `test_fraction` has a meaning.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from types import ModuleType
 
 from filelock import FileLock, Timeout
 
-from experiments.config import DatasetConfig, UsageError
+from experiments.config import DatasetConfig, UsageError, blaming
 from experiments.data.arrays import KINDS, DamagedData, Dataset
 from experiments.data.originals import Source
 
@@ -29,7 +30,10 @@ def known() -> list[str]:
 
 def accepted(name: str) -> tuple[str, ...]:
     """Which of the keys `subset` and `altered` a data set may have; none for one that there is not."""
-    return getattr(_module(name), "ACCEPTS", ()) if name in _files() else ()
+    if name not in _files():
+        return ()
+    with blaming(f"dataset={name}"):
+        return getattr(_module(name), "ACCEPTS", ())
 
 
 def _files() -> list[str]:
@@ -47,6 +51,8 @@ def _checked(config: DatasetConfig) -> ModuleType:
     if not hasattr(module, "load"):
         raise UsageError(f"no loader for data set '{config.name}'. Known data sets: {', '.join(known())}")
     assert module is not None
+    if config.test_fraction is not None and getattr(module, "OFFICIAL_SPLIT", False):
+        raise UsageError(f"dataset.test_fraction={config.test_fraction}: {config.name} has an official test split")
     for key, kind in KINDS.items():
         if getattr(config, key) and key not in accepted(config.name):
             raise UsageError(f"dataset.{key}=true: {kind} cannot be used as data set '{config.name}'")
@@ -60,7 +66,8 @@ def load(config: DatasetConfig, data_dir: Path) -> Dataset:
         UsageError: the configuration contradicts itself; the data are missing, damaged or not the copy that it says,
             and the message names the command that prepares them; or `num_classes` is too small for their labels.
     """
-    data = _checked(config).load(config, data_dir).limited(config.limit)
+    with blaming(f"dataset={config.name}"):
+        data = _checked(config).load(config, data_dir).limited(config.limit)
     parts = data.train_y, data.test_y
     smallest, largest = min(int(labels.min()) for labels in parts), max(int(labels.max()) for labels in parts)
     # JAX has no error for a label without a class: its one-hot row would be zero, and the run would mean nothing.

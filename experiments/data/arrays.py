@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.config import UsageError
+from experiments.storage import refused
 
 VALUES_AT_ONCE = 2**22
 """How many values `standardise` holds in double precision."""
@@ -154,15 +154,24 @@ class Cached:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A fresh folder that takes the place of `folder` when the block ends without an error."""
+    """A fresh folder that takes the place of `folder` when the block ends without an error.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         fresh = Path(scratch) / folder.name
         fresh.mkdir()
-        yield fresh
-        if folder.exists():
-            shutil.rmtree(folder)
-        fresh.rename(folder)
+        try:
+            yield fresh
+            if folder.exists():
+                folder.rename(Path(scratch) / "earlier")
+            fresh.rename(folder)
+        except OSError as error:
+            if error.filename and not Path(error.filename).is_relative_to(folder.parent):
+                raise  # of an original file, which it names
+            raise UsageError(f"the data are not prepared: {refused(folder, error)}; what was there is kept") from error
 
 
 def write_cache(folder: Path, arrays: Mapping[str, NDArray], *, altered: bool = False) -> str:

@@ -37,6 +37,7 @@ RECORD = 1 + 3 * 32 * 32
 """Bytes of an image: its label, then its red, green and blue values, each row by row."""
 
 ACCEPTS = ("altered",)
+OFFICIAL_SPLIT = True
 
 
 def prepare(config: DatasetConfig, data_dir: Path, raw: Path | None, source: Source) -> None:
@@ -51,6 +52,9 @@ def prepare(config: DatasetConfig, data_dir: Path, raw: Path | None, source: Sou
         batches = _batches_of(stacked(splits["train"], splits["test"]))
     else:
         batches = _read(data_dir, raw)
+    for name, content in batches.items():
+        if len(content) != IMAGES * RECORD:
+            raise UsageError(f"{name} has {len(content):,} bytes instead of {IMAGES * RECORD:,}: it is not complete")
     altered = [name for name, content in batches.items() if hashlib.sha256(content).hexdigest() != BATCHES[name]]
     if altered and not config.altered:
         raise UsageError(
@@ -111,9 +115,7 @@ def _read(data_dir: Path, raw: Path | None) -> dict[str, bytes]:
 
 
 def _parse(content: bytes, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Images (10000, 32, 32, 3) and labels of a file."""
-    if len(content) != IMAGES * RECORD:
-        raise UsageError(f"{name} has {len(content):,} bytes instead of {IMAGES * RECORD:,}: it is not complete")
+    """Images (10000, 32, 32, 3) and labels of a file of the right size."""
     records = np.frombuffer(content, np.uint8).reshape(IMAGES, RECORD)
     labels = records[:, 0]
     if (wrong := np.flatnonzero(labels >= CLASSES)).size:

@@ -17,6 +17,7 @@ from rich.progress import Progress, TaskID
 
 from experiments.config import UsageError
 from experiments.progress import byte_bars
+from experiments.storage import refused
 
 PIECE = 2**18
 """Bytes at a time."""
@@ -98,6 +99,9 @@ def _fetch(url: str, part: Path, size: int, timeout_s: float, progress: Progress
         with part.open("ab" if start else "wb") as file:
             progress.update(task, completed=start)
             while piece := answer.read1(min(PIECE, size - start)):
-                file.write(piece)
+                try:
+                    file.write(piece)
+                except OSError as error:
+                    raise UsageError(f"{refused(part, error)}; make room, and the same command goes on") from error
                 start += len(piece)
                 progress.update(task, completed=start)

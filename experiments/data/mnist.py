@@ -46,6 +46,8 @@ FILES = {
 DIGEST = "555319c7af51b1d0412da8d146a60df37d7d52d25074e034842ea5ccefa65ac1"
 """Of the arrays in these files."""
 
+OFFICIAL_SPLIT = True
+
 
 def prepare(config: DatasetConfig, data_dir: Path, raw: Path | None, source: Source) -> None:
     """Cache the images and labels as uint8 arrays.

@@ -98,6 +98,29 @@ def test_every_number_arrives_once(two: list[Path], server: Server) -> None:
     assert {name: sent.history for name, sent in server.runs.items()} == before
 
 
+def test_tables_and_figures_are_artifacts_of_a_run_of_their_own(two: list[Path], server: Server) -> None:
+    folder = two[0].parent
+    shutil.copytree(ROOT / "results" / "tables", folder.parent / "tables")
+    (folder.parent / "figures").mkdir()
+    shutil.copy(ROOT / "results" / "figures" / "figure6.png", folder.parent / "figures")
+    done = sync(folder, server.url)
+    (name,) = set(server.runs) - {run.name for run in two}
+    assert done.stdout.splitlines()[-1] == f"W&B: tables and figures sent as artifacts of {name}", done.stderr
+    assert (server.runs[name].fields["jobType"], server.runs[name].exit_code) == ("aggregate", 0)
+    files = {
+        kind: {path.name: path.read_bytes() for path in (folder.parent / kind).iterdir()} for kind in server.artifacts
+    }
+    assert set(files) == {"tables", "figures"}
+    assert server.artifacts == files
+    asked = len(server.operations)
+    assert "artifacts" not in sync(folder, server.url).stdout
+    assert server.operations[asked:] == []
+    # Other tables are another run, and a folder without any has none.
+    (folder.parent / "tables" / "table2.md").write_text("other")
+    assert f"artifacts of {name}" not in (again := sync(folder, server.url).stdout)
+    assert "artifacts of results-" in again
+
+
 def test_a_cut_run_goes_on_where_it_was(two: list[Path], server: Server) -> None:
     run, whole = two[0], (two[0] / "events.jsonl").read_text().splitlines(keepends=True)
     record = (run / "record.json").read_text()

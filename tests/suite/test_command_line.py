@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -164,6 +166,51 @@ def test_make_takes_its_command_line() -> None:
     assert shlex.split(recipe("tables", "TABLE=2,3"))[3:] == ["--table", "2,3"]
 
 
+@needs_make
+def test_make_refuses_a_variable_that_no_verb_knows() -> None:
+    done = subprocess.run(
+        ["make", "-n", "reproduce", "PRESTE=smoke"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "no verb knows PRESTE; make's variables here: PYTHON" in done.stderr
+
+
+def test_ctrl_c_while_tables_are_made_keeps_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "slow.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["reproduce"])
+    monkeypatch.setattr(reproduce, "parse", lambda *arguments: [])
+    monkeypatch.setattr(reproduce, "run_missing", lambda planned: {})
+    monkeypatch.setattr(reproduce, "_print_results", lambda planned: reproduce.analyse(["slow"]))
+    timer = threading.Timer(2, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    before = time.monotonic()
+    assert reproduce.main() == 130
+    assert time.monotonic() - before < 30
+    shown = capfd.readouterr()
+    assert "interrupted: all runs stay" in shown.err
+    assert "Traceback" not in shown.err
+
+
+def test_hydras_own_launcher_tells_what_went_wrong(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.run",
+        "-m",
+        "hydra/launcher=joblib",
+        "dataset=mnist",
+        "method=sgd,adam",
+    ]
+    command += [f"paths.data={tmp_path / 'none'}", f"paths.results={tmp_path}", f"hydra.sweep.dir={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("the data set 'mnist' is not prepared") >= 2
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("name", ["runs", "elsewhere"])
 @pytest.mark.parametrize(
     ("arguments", "narrowed"),
@@ -185,9 +232,9 @@ def test_reproduce_ends_with_what_its_runs_say(
     (folder / "record.json").write_text("{}")
     commands: list[list[str]] = []
 
-    def note(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
-        commands.append(command[2:])
-        return subprocess.CompletedProcess(command, 7 * (len(commands) == len(expected)))
+    def note(command: list[str]) -> int:
+        commands.append(command)
+        return 7 * (len(commands) == len(expected))
 
     out = tmp_path if name == "runs" else runs
     expected = [["analysis.demo", str(runs)]]
@@ -200,7 +247,7 @@ def test_reproduce_ends_with_what_its_runs_say(
     monkeypatch.setattr(sys, "argv", ["reproduce"])
     monkeypatch.setattr(reproduce, "parse", lambda *arguments: planned)
     monkeypatch.setattr(reproduce, "run_missing", lambda planned: {})
-    monkeypatch.setattr(reproduce.subprocess, "run", note)
+    monkeypatch.setattr(reproduce, "analyse", note)
     assert reproduce.main() == 7
     assert commands == expected
 
@@ -216,19 +263,19 @@ def test_only_the_table_of_another_preset_is_made_of_failed_runs_alone(
     (folder / "FAILED.json").write_text("{}")
     commands: list[str] = []
 
-    def note(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
-        commands.append(command[2].removeprefix("analysis."))
-        return subprocess.CompletedProcess(command, 0)
+    def note(command: list[str]) -> int:
+        commands.append(command[0].removeprefix("analysis."))
+        return 0
 
     monkeypatch.setattr(sys, "argv", ["reproduce"])
     monkeypatch.setattr(reproduce, "parse", lambda *arguments: planned)
     monkeypatch.setattr(reproduce, "run_missing", lambda planned: {})
-    monkeypatch.setattr(reproduce.subprocess, "run", note)
+    monkeypatch.setattr(reproduce, "analyse", note)
     assert reproduce.main() == 0
     assert commands == shown
 
 
-@pytest.mark.parametrize("module", ["run", "reproduce", "status"])
+@pytest.mark.parametrize("module", ["run", "reproduce", "status", "plan"])
 def test_help_needs_no_jax(module: str) -> None:
     code = (
         "import runpy, sys\n"

@@ -6,7 +6,7 @@ import pytest
 
 from analysis.published import load_published
 from experiments.cells import plan
-from experiments.compose import check_keys, choices, compose_run, sweep_cells, task_pair
+from experiments.compose import check_keys, check_said_once, choices, compose_run, sweep_cells, task_pair
 from experiments.config import GradientConfig, UsageError
 from experiments.data import known
 from experiments.methods import build_method
@@ -158,7 +158,7 @@ def test_an_unknown_key_lists_the_keys(key: str) -> None:
         ("model.hidden=[0]", r"model.hidden=\[0\] is not positive"),
         ("+method.window=3", "write method.window=value"),
         ("seed", "not of the form key=value"),
-        ("seed=-1", "negative"),
+        ("seed=-1", "is not from 0 to"),
         ("sweep=table2", r"\+sweep=table2"),
         ("dataset.limit=0", "dataset.limit=0 is not positive"),
         ("preset.seeds=0", "preset.seeds=0 is not positive"),
@@ -177,6 +177,31 @@ def test_only_douglas_rachford_has_options_of_its_own(method: str, key: str) -> 
     listed = str(caught.value).splitlines()[1:]
     keys = ["embedding_init", "kernel_init", "name", "output_bias", "representation", "steps_per_update"]
     assert listed == [f"  method.{known}" for known in keys]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["seed=4294967296"], "seed=4294967296 is not from 0 to 2^32 - 1"),
+        (["model.name=../../x"], "model.name='../../x' is not a name"),
+        (["paths.results="], "paths.results= is empty: name a folder"),
+    ],
+)
+def test_what_would_mean_something_else_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        compose_run(overrides)
+    assert message in str(caught.value)
+
+
+def test_a_key_is_said_once() -> None:
+    check_said_once(["method=sgd", "method.learning_rate=1", "+sweep=demo"])
+    with pytest.raises(UsageError, match=r"^method=sgd and \+method=ap: say method once$"):
+        check_said_once(["method=sgd", "seed=1", "+method=ap"])
+
+
+def test_a_run_that_two_sweeps_ask_for_is_planned_once() -> None:
+    both, one = plan(["sweep=table2,table2", "seeds=2"]), plan(["sweep=table2", "seeds=2"])
+    assert both == one
 
 
 def test_a_learning_rate_is_positive() -> None:
@@ -224,7 +249,8 @@ def test_what_names_data_and_model_together_stands_beside_neither(other: str, ov
         (["sweep=table4", "method=cp"], "sweep table4 has no method 'cp'. It has: sgd, adam, dr, ap"),
         (["sweep=demo", "model=foo"], "It has: mlp_1x32"),
         (["sweep=table2,table3", "dataset=higgs", "model=cnn_1x32"], "no cell with all: dataset=higgs model=cnn_1x32"),
-        (["seeds=none"], "seeds=none is not a positive number"),
+        (["seeds=none"], "seeds=none is not a number from 1 to 10,000"),
+        (["seeds=1000000000"], "seeds=1000000000 is not a number from 1 to 10,000"),
         (["speed=1"], "unknown key 'speed'"),
         (["seed=1"], "for example seeds=5"),
         (["task=mnist-mlp_1x128"], "for example dataset=mnist"),

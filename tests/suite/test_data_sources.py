@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
+import os
 import shutil
 import sys
 import tarfile
@@ -17,7 +19,7 @@ import pytest
 
 from experiments.config import DatasetConfig, UsageError
 from experiments.data import cifar10, load, mnist, prepare, shakespeare
-from experiments.data.arrays import Dataset
+from experiments.data.arrays import Dataset, read_cache, replacing, write_cache
 from experiments.data.originals import Original, find
 from experiments.data.tfds import examples
 
@@ -192,8 +194,28 @@ def test_a_truncated_batch_is_named_with_both_sizes(small_cifar10: Callable[...,
     raw = small_cifar10()
     path = raw / "cifar-10-batches-bin" / "data_batch_5.bin"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UsageError, match=r"data_batch_5\.bin has 12,291 bytes instead of 12,292"):
-        prepare(dataclasses.replace(CIFAR10, altered=True), tmp_path / "data", raw)
+    # It is incomplete, not altered, whatever copy is asked for.
+    for altered in (True, False):
+        with pytest.raises(UsageError, match=r"data_batch_5\.bin has 12,291 bytes instead of 12,292"):
+            prepare(dataclasses.replace(CIFAR10, altered=altered), tmp_path / "data", raw)
+
+
+def test_a_split_of_ones_own_of_a_set_that_has_one_is_refused(tmp_path: Path) -> None:
+    for config in (MNIST, CIFAR10):
+        with pytest.raises(UsageError, match=rf"test_fraction=0\.3: {config.name} has an official test split"):
+            load(dataclasses.replace(config, test_fraction=0.3), tmp_path)
+
+
+def test_a_full_disk_is_named_when_data_are_prepared(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    write_cache(folder, {"x": np.arange(3)})
+    with (
+        pytest.raises(UsageError, match=r"not prepared: cannot write .*set: No space left .* MB free"),
+        replacing(folder),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert read_cache(folder, "").arrays["x"].tolist() == [0, 1, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
 def test_missing_batches_are_named(small_cifar10: Callable[..., Path], tmp_path: Path) -> None:

@@ -14,6 +14,14 @@ import pytest
 from tests.conftest import ROOT
 
 PARTS = ("analysis", "baselines", "conf", "experiments", "pjax_core")
+MIXED = """# @package _global_
+hydra:
+  sweeper:
+    params:
+      dataset: digits,tumours
+      model: mlp_1x32,maxout
+      method: sgd,difference_map
+"""
 TEXT = (ROOT / "docs" / "own.md").read_text()
 
 
@@ -58,6 +66,60 @@ def test_the_commands_of_the_page_work_in_their_order(checkout: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "broken", "arguments", "said"),
+    [
+        (
+            "baselines/maxout.py",
+            "import nothing_like_it",
+            "model=maxout,mlp_1x32 dataset=digits method=sgd",
+            "model.family=maxout: ModuleNotFoundError: No module named 'nothing_like_it' (baselines/maxout.py, line 1)",
+        ),
+        (
+            "experiments/data/tumours.py",
+            "def load(config, data_dir): return {}['x']",
+            "dataset=tumours,digits model=mlp_1x32 method=sgd",
+            "dataset=tumours: KeyError: 'x' (experiments/data/tumours.py, line 1)",
+        ),
+        (
+            "baselines/difference_map.py",
+            "def METHOD(**options): return 1 / 0",
+            "method=difference_map,sgd dataset=digits model=mlp_1x32",
+            "method.options: ZeroDivisionError: division by zero (baselines/difference_map.py, line 1)",
+        ),
+    ],
+)
+def test_a_broken_file_of_ones_own_costs_no_other_run(
+    checkout: Path, tmp_path: Path, path: str, broken: str, arguments: str, said: str
+) -> None:
+    whole = (checkout / path).read_text()
+    (checkout / "conf" / "sweep" / "mixed.yaml").write_text(MIXED)
+    sweep = f"sweep=mixed {arguments} seeds=1 preset=demo protocol.max_steps=100 protocol.evaluate_every=50"
+    try:
+        (checkout / path).write_text(broken + "\n")
+        done = run(checkout, f"python -m experiments.reproduce {sweep} paths.results={tmp_path}")
+    finally:
+        (checkout / path).write_text(whole)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    (finished,) = (record.parent.name for record in tmp_path.glob("*/record.json"))
+    assert finished.startswith("digits-mlp_1x32-sgd")
+    assert "1 of 2 runs did not finish; the other" in done.stderr
+
+
+def test_the_operators_are_part_of_a_method_that_takes_them(checkout: Path) -> None:
+    code = (
+        "from experiments.compose import compose_run\nfrom experiments.records import run_id\n"
+        "print(*(run_id(compose_run(['method=difference_map', f'engine={e}'])) for e in ('published', 'exact')))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(checkout)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=checkout, env=environment, capture_output=True, text=True, check=True
+    )
+    assert [name.split("-")[3] for name in done.stdout.split()] == ["published", "exact"]
+
+
+@pytest.mark.parametrize(
     ("command", "said"),
     [
         ("method=difference_map method.options.gamma=1", "method.options"),
@@ -69,7 +131,7 @@ def test_the_commands_of_the_page_work_in_their_order(checkout: Path) -> None:
     ],
 )
 def test_what_is_wrong_in_a_file_of_ones_own_is_named(checkout: Path, command: str, said: str) -> None:
-    done = run(checkout, f"python -m experiments.run dataset=digits model=mlp_1x32 {command}")
+    done = run(checkout, f"python -m experiments.run {command}")
     assert done.returncode == 2, done.stdout + done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr

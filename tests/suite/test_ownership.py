@@ -92,9 +92,10 @@ def test_a_lock_that_outlives_its_machine_is_for_a_person_to_free(
     assert run_missing([planned]) == {}
 
 
-def test_without_kernel_locks_the_lease_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP])
+def test_without_kernel_locks_the_lease_decides(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def flock(*_: Any) -> None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", flock)
     monkeypatch.setattr(ownership, "LEASE_SECONDS", 0.5)
@@ -102,6 +103,19 @@ def test_without_kernel_locks_the_lease_decides(tmp_path: Path, monkeypatch: pyt
         assert is_owned(tmp_path)
         with pytest.raises(RunBusy), owned(tmp_path):
             pass
+    assert not is_owned(tmp_path)
+
+
+def test_locks_of_another_person_are_read_by_their_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(ownership, "_lock", refuse)
+    (tmp_path / "run.lock").touch()
+    assert not is_owned(tmp_path)
+    (tmp_path / "owner.lock").touch()
+    assert is_owned(tmp_path)
+    os.utime(tmp_path / "owner.lock", (0, 0))
     assert not is_owned(tmp_path)
 
 

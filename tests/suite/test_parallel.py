@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ from experiments.cells import Planned, plan
 from experiments.config import ROOT, UsageError
 from experiments.memory import limit_bytes
 from experiments.progress import RunProgress
-from experiments.records import saved_steps
+from experiments.records import run_id, saved_steps
 from experiments.reproduce import run_missing
 from experiments.runner import RunFailed, Status, status_of
 
@@ -72,6 +75,36 @@ def test_a_signal_ends_all_and_they_go_on_later(tmp_path: Path) -> None:
     while [status_of(run.config) for run in planned] != [Status.CUT, Status.CUT]:
         assert time.monotonic() < deadline, "a process goes on"
         time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_a_run_whose_process_is_killed_again_and_again_costs_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["sweep=demo", "preset=demo", "seeds=1", "jobs=2", "checkpoint_every_s=0", f"paths.results={tmp_path}"]
+    endless = ["protocol.max_steps=100000000", "protocol.patience=1000000"]
+    (victim,), others = plan([*arguments, "method=sgd", *endless]), plan([*arguments, "method=adam,ap"])
+    name, killed = run_id(victim.config), set[str]()
+
+    def kill() -> None:
+        while len(killed) < 3:
+            with suppress(OSError):
+                owner = re.search(r"pid=(\d+)", (tmp_path / name / "owner.lock").read_text())
+                if owner and owner[1] not in killed and saved_steps(tmp_path / name):
+                    os.kill(int(owner[1]), signal.SIGKILL)
+                    killed.add(owner[1])
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    errors = run_missing([victim, *others])
+    thread.join(timeout=1)
+    assert len(killed) == 3
+    assert list(errors) == [name]
+    assert "its process was killed" in str(errors[name])
+    assert [status_of(run.config) for run in others] == [Status.DONE, Status.DONE]
+    assert status_of(victim.config) is Status.CUT
+    assert "were cut and go on" in capsys.readouterr().out
 
 
 def test_seeds_together_and_runs_side_by_side_exclude_each_other() -> None:

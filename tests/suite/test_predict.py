@@ -76,6 +76,14 @@ def test_the_pace_of_a_running_run_is_of_its_last_whole_event(tmp_path: Path) ->
     assert pace_so_far(tmp_path) == (200, Pace(20.0, 0.0))
 
 
+def test_a_broken_record_tells_no_times(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, text in (("cut", '{"clocks": {'), ("other", "[]")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "record.json").write_text(text)
+    Paces([tmp_path], None)
+    assert capsys.readouterr().err.count("record.json is damaged and tells no times") == 2
+
+
 def test_durations_in_words() -> None:
     assert [duration(s) for s in (0.4, 59, 90, 5400, 130000)] == ["0 s", "59 s", "1.5 min", "1.5 h", "1.5 d"]
 
@@ -93,6 +101,9 @@ def test_a_plan_says_the_time_of_what_is_left(tmp_path: Path, monkeypatch: pytes
     )
     assert summary([adam], 1) == "1 of 1 cells are not measured on this device: add MEASURE=yes"
     assert summary([Estimate(sgd.names, [])], 1) == "Nothing to do."
+    refused = Estimate(adam.names, adam.left, refusal="does not fit")
+    assert summary([refused], 1) == "1 cells cannot be done as asked, as the table says."
+    assert summary([refused, sgd], 1).startswith("1 cells cannot be done as asked, as the table says. about 26 s")
     (measured,) = estimates(planned[2:], measure=True)
     assert measured.pace
     assert measured.pace.steps is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import random
@@ -96,6 +97,25 @@ def test_clocks_are_sums_over_the_attempts(cut_run: Callable[[str], Planned]) ->
     loop_s = record.clocks.end_to_end_ms_per_step * 200 / 1e3
     assert record.clocks.train_s + (record.clocks.checkpoint_s or 0) <= loop_s
     assert record.started <= record.finished
+
+
+def test_a_run_that_goes_on_on_another_device_has_its_numbers_and_no_clocks(
+    cut_run: Callable[[str], Planned],
+    undisturbed: Callable[[str], dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    planned = cut_run("adam")
+    folder = folder_of(planned.config)
+    for step in saved_steps(folder):
+        snapshot = checkpoint.load(folder, step)
+        shutil.rmtree(folder / "checkpoint" / str(step))
+        checkpoint.save(folder, dataclasses.replace(snapshot, device="1 x another"))
+    record = execute(planned.config, planned.overrides, ignore)
+    assert record is not None
+    assert record.clocks is None
+    assert record.metrics.time_to_99_s is None
+    assert "begun on another device (1 x another): the record will have no clocks" in capsys.readouterr().out
+    assert outcome(planned) == undisturbed("adam")
 
 
 @pytest.mark.slow
@@ -314,7 +334,7 @@ def test_a_diverged_seed_stays_diverged_when_the_others_go_on(cut_run: Callable[
     folder = folder_of(planned.config)
     snapshot = checkpoint.load(folder, 100)
     shutil.rmtree(folder / "checkpoint" / "100")
-    checkpoint.save(folder, checkpoint.dataclasses.replace(snapshot, diverged=("the loss is not finite", 100)))
+    checkpoint.save(folder, dataclasses.replace(snapshot, diverged=("the loss is not finite", 100)))
     with pytest.raises(runner.RunFailed, match="failed at step 100: Diverged: the loss is not finite"):
         execute(planned.config, planned.overrides, ignore)
     assert status_of(planned.config) is Status.FAILED

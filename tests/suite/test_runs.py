@@ -243,10 +243,14 @@ def test_a_batch_that_does_not_fit_is_refused_with_the_largest_that_does(short: 
     assert [path.name for path in folder_of(planned.config).iterdir()] == ["run.lock"]
     # An earlier failure stays what it was, and seeds that do not fit together are told apart from a batch.
     again = short("method=adam", "protocol.batch_size=300", f"memory_gb={limit}", "retry_failed=true")
-    (folder_of(again.config) / "FAILED.json").write_text("{}")
+    left = {name: f"{name} of the attempt that failed\n" for name in ("events.jsonl", "environment.json", "command.sh")}
+    left |= {"FAILED.json": "{}", "attempts.jsonl": '{"attempt": 1, "what": "failed", "step": 0}\n'}
+    for name, text in left.items():
+        (folder_of(again.config) / name).write_text(text)
     with pytest.raises(UsageError, match="batch_size=300"):
         execute(again.config, again.overrides, ignore)
-    assert (folder_of(again.config) / "FAILED.json").read_text() == "{}"
+    found = {path.name: path.read_text() for path in folder_of(again.config).iterdir() if path.name != "run.lock"}
+    assert found == left
     pair = [short("method=ap", "protocol.batch_size=64", "memory_gb=1e-6", f"seed={seed}") for seed in (1, 2)]
     together = execute_together([(each.config, each.overrides) for each in pair], lambda _, event: None)
     assert all("2 seeds in one program take" in str(outcome) for outcome in together)

@@ -1,4 +1,4 @@
-"""Some of the 87 cells each time, by the commit, through the code of `make reproduce PRESET=smoke`.
+"""Some of the 87 cells each time, by the commit, with preset=smoke, each by `execute`, as `make reproduce` does them.
 
 The data are scikit-learn's digits in the shapes of the paper's data sets, so that no cell needs the originals.
 """
