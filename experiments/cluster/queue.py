@@ -86,8 +86,8 @@ def note_job(folder: Path, job: int) -> None:
 
 
 def submissions(folder: Path) -> dict[int, Path]:
-    """The folders of all submissions, by job; one that sbatch refused has none."""
-    return {json.loads(path.read_text())["job"]: path.parent for path in folder.glob("*/job.json")}
+    """The folders of all submissions, by job. A cluster that was set up anew counts from 1 again: the newest counts."""
+    return {json.loads(path.read_text())["job"]: path.parent for path in sorted(folder.glob("*/job.json"))}
 
 
 def open_submissions(folder: Path) -> list[Open]:

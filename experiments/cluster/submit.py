@@ -140,7 +140,7 @@ def setup_script(written: Manifest) -> str:
     cluster = written.cluster
     # srun does not take over what sbatch was told about processors.
     launch = f"srun --ntasks={cluster.processes} --cpus-per-task={cluster.cpus}" if cluster.processes > 1 else ""
-    settings = {"PJAX_ATTEMPTS": cluster.attempts, "PJAX_SIGNAL_S": cluster.signal_s, "PJAX_LAUNCH": launch}
+    settings = {"PJAX_ATTEMPTS": cluster.attempts, "PJAX_LAUNCH": launch}
     lines = [f"{name}={shlex.quote(str(value))}" for name, value in settings.items()]
     return "\n".join([*lines, *cluster.setup, "true"]) + "\n"
 

@@ -46,30 +46,48 @@ def main() -> int:
     restarts = 0 if manifest.cluster.processes > 1 else 2 * runs
     with interruptible() as interruption:
         interruption.deferred = True
-        return supervise(commands, environment, restarts, interruption)
+        # Before SLURM ends the job, there is time to requeue it. What runs saved before then has to do.
+        return supervise(commands, environment, restarts, interruption, manifest.cluster.signal_s / 2)
 
 
-def supervise(commands: list[list[str]], environment: dict[str, str], restarts: int, interruption: Interruption) -> int:
-    """Run processes until all have ended, handing on signals; returns the worst exit status."""
+def supervise(
+    commands: list[list[str]],
+    environment: dict[str, str],
+    restarts: int,
+    interruption: Interruption,
+    patience_s: float,
+) -> int:
+    """Run processes until all have ended; returns the worst exit status.
+
+    Args:
+        commands: one for each process.
+        environment: of all.
+        restarts: how often one that is killed is started again.
+        interruption: signals, which are handed on.
+        patience_s: after a signal, how long the processes may take to end before they are killed.
+    """
 
     def start(command: list[str]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, cwd=ROOT, env=environment)
 
     going = [(command, start(command)) for command in commands]
     statuses: list[int] = []
-    told = False
+    told: float | None = None
     while going:
         time.sleep(POLL_SECONDS)
-        if interruption.pending and not told:
-            told = True
+        if interruption.pending and told is None:
+            told = time.monotonic()
             for _, process in going:
                 process.send_signal(interruption.signum)
+        if told is not None and time.monotonic() - told > patience_s:
+            for _, process in going:
+                process.kill()
         for command, process in [*going]:
             status = process.poll()
             if status is None:
                 continue
             going.remove((command, process))
-            if status >= 0 or told:
+            if status >= 0 or told is not None:
                 # Killed although it was to end by itself, it goes on from its last checkpoint all the same.
                 statuses.append(status if status >= 0 else 128 + interruption.signum)
             elif restarts:

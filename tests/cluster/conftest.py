@@ -93,10 +93,11 @@ class Sweep:
         """Wait until nothing of this user's is in the queue."""
         wait(lambda: not squeue(), lambda: f"{squeue()}\n{self.log}")
 
-    def await_checkpoint(self) -> None:
-        """Wait until a run has been saved after its first steps."""
+    def pause(self, job: int) -> None:
+        """Wait until a run has been saved after its first steps, and stop its process there."""
         folders = [folder_of(run.config) for run in self.planned]
         wait(lambda: any(saved(folder) for folder in folders), lambda: self.log)
+        send(signal.SIGSTOP, processes_of(job, "experiments.cluster.work"))
 
 
 def saved(folder: Path) -> bool:
@@ -142,8 +143,8 @@ def squeue(form: str = "%i %t") -> list[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
 
 
-def processes_of(job: int) -> list[int]:
-    """The processes of a job of this cluster, SLURM's own for it included."""
+def processes_of(job: int, module: str = "") -> list[int]:
+    """The processes of a job of this cluster, SLURM's own for it included; or only those of a module."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -153,16 +154,16 @@ def processes_of(job: int) -> list[int]:
             continue
         ours = f"SLURM_CONF={os.environ['SLURM_CONF']}".encode() in variables
         theirs = b"SLURM_ARRAY_JOB_ID=%d" % job in variables or command.startswith(b"slurmstepd: [")
-        if ours and theirs:
+        if ours and theirs and module.encode() in command:
             found.append(int(folder.name))
     return found
 
 
-def kill(pids: list[int]) -> None:
-    """Kill processes that may be gone already."""
+def send(signum: int, pids: list[int]) -> None:
+    """Send a signal to processes that may be gone already."""
     for pid in pids:
         try:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, signum)
         except ProcessLookupError:
             continue
 

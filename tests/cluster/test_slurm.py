@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -26,16 +27,16 @@ from tests.cluster.conftest import (
     PATIENCE,
     Sweep,
     attempts,
-    kill,
     outcome,
     processes_of,
+    send,
     squeue,
     wait,
 )
 
 pytestmark = pytest.mark.slow
-LONG = ("method=adam", "seeds=1", "protocol.patience=100000", "protocol.max_steps=15000", "checkpoint_every_s=0")
-"""One run of 300 evaluations, each with a checkpoint, so that the disk makes it last half a minute on any machine."""
+LONG = ("method=adam", "seeds=1", "protocol.patience=100000", "protocol.max_steps=3000", "checkpoint_every_s=0")
+"""One run of 60 evaluations, each with a checkpoint: so many that it is not over before it is stopped."""
 
 
 @pytest.fixture
@@ -105,6 +106,8 @@ def out_of_time(job: int, sweep: Sweep) -> None:
     end = datetime.now() + timedelta(seconds=45)
     raw = squeue("%A")[0]
     subprocess.run(["scontrol", "update", f"JobId={raw}", f"EndTime={end:%Y-%m-%dT%H:%M:%S}"], check=True)
+    wait(lambda: "the time limit is near" in sweep.log, lambda: sweep.log)
+    send(signal.SIGCONT, processes_of(job))
     wait(lambda: "not finished (status 138): requeued" in sweep.log, lambda: sweep.log)
 
 
@@ -116,15 +119,15 @@ def preempted(job: int, sweep: Sweep) -> None:
 
 def without_daemon(job: int, sweep: Sweep) -> None:
     folder = Path(os.environ["SLURM_CONF"]).parent
-    kill([int((folder / "slurmd.pid").read_text())])
-    time.sleep(1)
+    send(signal.SIGKILL, [int((folder / "slurmd.pid").read_text())])
+    send(signal.SIGCONT, processes_of(job))
     subprocess.run([LOCAL_CLUSTER, "restart-node", folder], check=True, timeout=120)
 
 
 def without_node(job: int, sweep: Sweep) -> None:
     folder = Path(os.environ["SLURM_CONF"]).parent
-    kill([int((folder / "slurmd.pid").read_text())])
-    kill(processes_of(job))
+    send(signal.SIGKILL, [int((folder / "slurmd.pid").read_text())])
+    send(signal.SIGKILL, processes_of(job))
     subprocess.run([LOCAL_CLUSTER, "restart-node", folder], check=True, timeout=120)
 
 
@@ -136,7 +139,7 @@ def test_a_run_ends_with_its_numbers_whatever_becomes_of_its_job(
 ) -> None:
     disturbed = sweep(*LONG, "cluster.signal_s=20")
     job = disturbed.submit()
-    disturbed.await_checkpoint()
+    disturbed.pause(job)
     disturbance(job, disturbed)
     expected = list(map(outcome, locally(disturbed)))
     disturbed.await_end()
@@ -153,8 +156,9 @@ def test_a_run_ends_with_its_numbers_whatever_becomes_of_its_job(
 def test_attempts_have_a_limit(sweep: Callable[..., Sweep]) -> None:
     limited = sweep(*LONG, "cluster.signal_s=20", "cluster.attempts=1")
     job = limited.submit()
-    limited.await_checkpoint()
-    kill([pid for pid in processes_of(job) if b"cluster.task" in Path(f"/proc/{pid}/cmdline").read_bytes()])
+    limited.pause(job)
+    send(signal.SIGKILL, processes_of(job, "experiments.cluster.task"))
+    send(signal.SIGKILL, processes_of(job, "experiments.cluster.work"))
     limited.await_end()
     assert "error: not finished after 1 attempts (cluster.attempts)" in limited.log
     (run,) = limited.planned

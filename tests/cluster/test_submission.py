@@ -1,0 +1,404 @@
+"""What is submitted, and what is refused at once: no SLURM needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import config, planned
+from experiments.cells import plan
+from experiments.cluster import manifest, submit, task
+from experiments.cluster.manifest import Manifest
+from experiments.cluster.queue import ids, sbatch_options
+from experiments.cluster.work import on_node, ordered
+from experiments.config import ROOT, TrackerConfig, UsageError
+from experiments.interruption import Interruption
+from experiments.memory import device_bytes, limit_bytes
+from experiments.runner import folder_of
+
+DEMO = ("sweep=demo", "preset=demo", "method=dr", "seeds=10")
+"""Ten runs of one cell, as composing takes its time."""
+PRINTS = "#!/bin/sh\necho 7\n"
+
+
+@pytest.fixture
+def frozen(tmp_path: Path) -> Callable[..., Manifest]:
+    """A submission of the demo's runs, two in a task, which nobody does."""
+
+    def make(*more: str) -> Manifest:
+        runs = plan([*DEMO, f"paths.results={tmp_path / 'runs'}", *more])
+        folder = tmp_path / f"submission-{len(list(tmp_path.glob('submission-*')))}"
+        folder.mkdir()
+        return manifest.write(folder, submit.arranged(runs, 2), "0" * 40)
+
+    return make
+
+
+@pytest.fixture
+def slurmless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for commands that take the place of SLURM's."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{Path(shutil.which('git') or '/usr/bin/git').parent}")
+    # SLURM's own may lie beside git.
+    for name in ("sbatch", "squeue"):
+        write_command(folder / name, PRINTS if name == "sbatch" else "#!/bin/sh\n")
+    return folder
+
+
+def write_command(path: Path, content: str) -> None:
+    path.write_text(content)
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    "more", [[], ["tracker=wandb", "jobs=2"], ["sweep=table4", "preset=smoke", "method=adam,dr", "model=rnn_1x256"]]
+)
+def test_a_submission_has_every_value_and_reads_no_configuration(
+    more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [each for each in DEMO if each.partition("=")[0] not in {other.partition("=")[0] for other in more}]
+    runs = plan([*given, *more, f"paths.results={tmp_path / 'runs'}"])
+    folder = tmp_path / "submission"
+    folder.mkdir()
+    manifest.write(folder, submit.arranged(runs, 3), None)
+    monkeypatch.setattr(config, "CONF", tmp_path / "nowhere")
+    found = manifest.read(folder)
+    thawed = [run for number in range(len(found.tasks)) for run in found.planned(number)]
+    assert [run.overrides for run in thawed] == [run.overrides for run in runs]
+    for ours, theirs in zip(thawed, runs, strict=True):
+        assert type(ours.config.method) is type(theirs.config.method)
+        assert ours.config.data_dir == theirs.config.data_dir
+        ours.config.paths.data = theirs.config.paths.data
+        assert ours.config == theirs.config
+
+
+def test_a_submission_names_the_code_that_changed(
+    frozen: Callable[..., Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = frozen()
+    written.check_code()
+    now = {**written.code, "baselines/mlp.py": "other", "experiments/new.py": "new"}
+    del now["pjax_core/nn.py"]
+    monkeypatch.setattr(manifest, "fingerprint", lambda: now)
+    with pytest.raises(
+        UsageError, match=r"\(commit 000000000000\): baselines/mlp.py, experiments/new.py, pjax_core/nn.py"
+    ):
+        written.check_code()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is no submission: it has no manifest.json"),
+        ("{", "is damaged"),
+        ('{"format": 0}', "was written by another version of this code; submit its runs anew"),
+        ('{"format": 1, "cluster": {}}', "is damaged"),
+    ],
+)
+def test_what_is_no_submission_is_refused(content: str | None, message: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(UsageError, match=message):
+        manifest.read(tmp_path)
+
+
+def test_a_task_that_there_is_not_is_refused(frozen: Callable[..., Manifest]) -> None:
+    with pytest.raises(UsageError, match="has no task 5: they go from 0 to 4"):
+        frozen().planned(5)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("cluster=nowhere", "default"),
+        ("cluster.cpus=0", "cluster.cpus=0 is not positive"),
+        ("cluster.gpus=-1", "cluster.gpus=-1 is negative"),
+        ("cluster.signal_s=28800", "cluster.signal_s=28800 is not within cluster.time_min=480"),
+        ("cluster.local=scratch", "cluster.local=scratch is not an absolute path"),
+        ('cluster.options=["-p x"]', "options of sbatch begin with --"),
+        ("cluster.nodes=2", "cluster.processes=1 is no multiple of cluster.nodes=2"),
+        ("cluster.processes=3", "protocol.batch_size=256 cannot be split among cluster.processes=3"),
+        ("cluster.partitions=x", "cluster.partition\n"),
+    ],
+)
+def test_a_wrong_profile_is_named_by_key(argument: str, message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        plan([*DEMO, argument])
+    assert message in str(error.value)
+
+
+def test_sbatch_hears_the_profile(frozen: Callable[..., Manifest]) -> None:
+    profile = [
+        "partition=gpu",
+        "account=us",
+        "gpus=2",
+        "cpus=8",
+        "memory_gb=16",
+        "time_min=90",
+        "signal_s=60",
+        "width=3",
+    ]
+    options = sbatch_options(frozen(*(f"cluster.{each}" for each in profile), 'cluster.options=["--constraint=a100"]'))
+    assert {"--partition=gpu", "--account=us", "--gres=gpu:2", "--cpus-per-task=8", "--time=90"} < set(options)
+    assert {"--mem=15259M", "--signal=B:USR1@60", "--array=0-4%3", "--constraint=a100"} < set(options)
+    assert not [each for each in sbatch_options(frozen()) if "None" in each or "partition" in each or "gres" in each]
+
+
+def test_set_up_commands_come_before_python(frozen: Callable[..., Manifest]) -> None:
+    script = submit.setup_script(frozen('cluster.setup=["module load cuda"]', "cluster.attempts=3"))
+    assert script.splitlines()[0] == "PJAX_ATTEMPTS=3"
+    assert "\nmodule load cuda\n" in script
+    split = submit.setup_script(frozen("cluster.processes=4", "cluster.nodes=2", "cluster.cpus=8"))
+    assert "PJAX_LAUNCH='srun --ntasks=4 --cpus-per-task=8'" in split
+
+
+def test_without_slurm_the_error_says_where_to_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: Callable[..., Manifest]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match="no sbatch on this machine; go to a SLURM login node, or try out slurm/local"):
+        submit.submit(plan([*DEMO, f"cluster.folder={tmp_path}"]))
+
+
+def test_data_that_are_not_prepared_are_told_before_anything_is_submitted(slurmless: Path, tmp_path: Path) -> None:
+    where = [f"paths.data={tmp_path / 'data'}", f"cluster.folder={tmp_path / 'submissions'}"]
+    with pytest.raises(UsageError, match="make data DATASET=mnist RAW="):
+        submit.submit(plan(["sweep=table2", "dataset=mnist", "method=sgd", *where]))
+    assert not (tmp_path / "submissions").exists()
+
+
+def test_what_slurm_refuses_leaves_nothing(slurmless: Path, tmp_path: Path) -> None:
+    write_command(
+        slurmless / "sbatch", '#!/bin/sh\n[ "$1" = --version ] || { echo "invalid partition" >&2; exit 1; }\n'
+    )
+    where = [f"paths.results={tmp_path / 'runs'}", f"cluster.folder={tmp_path / 'submissions'}"]
+    with pytest.raises(UsageError, match="sbatch refused: invalid partition; the profile is conf/cluster/"):
+        submit.submit(plan([*DEMO, *where]))
+    assert not list((tmp_path / "submissions").iterdir())
+
+
+def test_status_says_what_slurm_does_not(slurmless: Path, tmp_path: Path) -> None:
+    where = [f"paths.results={tmp_path / 'runs'}", f"cluster.folder={tmp_path / 'submissions'}"]
+    assert submit.submit(plan([*DEMO, *where])) == []
+    write_command(slurmless / "squeue", "#!/bin/sh\necho 'no answer from the controller' >&2; exit 1\n")
+    command = [sys.executable, "-m", "experiments.status", *DEMO, *where]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "what is in the queue is not known: squeue refused: no answer from the controller" in done.stdout
+    assert "10 missing" in done.stdout
+
+
+def test_435_queued_runs_are_listed_in_two_seconds(slurmless: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for name in ("mnist", "cifar10", "higgs", "shakespeare"):
+        (data / name).mkdir(parents=True)
+        np.save(data / name / "x.npy", np.zeros(1))
+        (data / name / "meta.json").write_text(json.dumps({"sha256": "", "shapes": {"x": [1]}}))
+    arguments = ["sweep=table2,table3,table4", f"paths.results={tmp_path / 'runs'}", f"paths.data={data}"]
+    arguments += [f"cluster.folder={tmp_path / 'submissions'}"]
+    assert submit.submit(planned.planned(arguments)) == []
+    lines = "".join(f"7|{number}|PD|Resources\n" for number in range(2, 435)) + "7|0|R|None\n7|1|R|None\n"
+    (tmp_path / "lines").write_text(lines)
+    write_command(slurmless / "squeue", f"#!/bin/sh\n/bin/cat {tmp_path / 'lines'}\n")
+    command = [sys.executable, "-m", "experiments.status", *arguments]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.stdout.count("5 queued") == 87
+    assert "job 7, 435 runs in 435 tasks: 2 running, 433 waiting (Resources), 0 ended; logs: " in done.stdout
+    # Of the processor, as the machine may be busy with other tests.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+
+
+def test_a_plan_is_made_once_until_its_configuration_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(planned, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(planned, "plan", lambda arguments: [made.append(arguments), *plan(arguments)][1:])
+    first = planned.planned(DEMO)
+    assert planned.planned(DEMO) == first == plan(DEMO)
+    assert len(made) == 1
+    planned.planned([*DEMO, "jobs=2"])
+    assert len(made) == 2
+    monkeypatch.setattr(planned, "CONF", tmp_path)
+    monkeypatch.setattr(planned, "ROOT", tmp_path)
+    (tmp_path / "other.yaml").write_text("a: 1\n")
+    planned.planned(DEMO)
+    assert len(made) == 3
+    for path in (tmp_path / "cache").iterdir():
+        path.write_bytes(b"damaged")
+    assert planned.planned(DEMO) == first
+
+
+def test_seeds_that_share_a_program_share_a_task() -> None:
+    tasks = submit.arranged(plan(["sweep=demo", "preset=demo", "seeds=4", "together=yes", "method=sgd,adam"]), 2)
+    assert [[run.config.seed for run in each] for each in tasks] == [[0], [1, 2, 3], [0], [1, 2, 3]]
+    assert [len(each) for each in submit.arranged(plan([*DEMO]), 4)] == [4, 4, 2]
+
+
+def test_data_are_staged_whole_and_again_when_they_change(tmp_path: Path) -> None:
+    source, target = tmp_path / "shared" / "mnist", tmp_path / "node" / "data" / "mnist"
+    task.stage(source, target)
+    assert not target.exists()
+    source.mkdir(parents=True)
+    (source / "meta.json").write_text("1")
+    (source / "x.npy").write_text("one")
+    task.stage(source, target)
+    assert (target / "x.npy").read_text() == "one"
+    (target / "x.npy").write_text("kept")
+    task.stage(source, target)
+    assert (target / "x.npy").read_text() == "kept"
+    (source / "meta.json").write_text("2")
+    task.stage(source, target)
+    assert (target / "x.npy").read_text() == "one"
+    assert sorted(path.name for path in target.parent.iterdir()) == [".mnist.lock", "mnist"]
+
+
+def test_a_node_is_prepared_as_the_profile_says(
+    frozen: Callable[..., Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("XLA_PYTHON_CLIENT_MEM_FRACTION", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    local = f"cluster.local={tmp_path / 'node'}"
+    found = task.node_environment(frozen(local, "cluster.stage=true", "jobs=3", "cluster.gpus=1"), 0)
+    own = tmp_path / "node" / f"pjax-{os.getuid()}"
+    assert found["JAX_COMPILATION_CACHE_DIR"] == str(own / "compiled")
+    assert found["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.300"
+    assert found["PJAX_STAGED_DATA"] == str(own / "data")
+    assert own.stat().st_mode & 0o077 == 0
+    bare = task.node_environment(frozen(local, "cluster.cache=false"), 0)
+    assert bare.keys().isdisjoint({"XLA_PYTHON_CLIENT_MEM_FRACTION", "PJAX_STAGED_DATA", "JAX_COMPILATION_CACHE_DIR"})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"cluster\.local=.*file cannot be used on this node"):
+        task.node_environment(frozen(f"cluster.local={tmp_path / 'file'}"), 0)
+
+
+def test_a_gpus_share_is_not_shared_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.memory.device_bytes", lambda: 12_000)
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    assert limit_bytes(None, 4) == 3_000
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.225")
+    assert limit_bytes(None, 4) == 12_000
+    monkeypatch.setattr("jax.default_backend", lambda: "cpu")
+    assert limit_bytes(None, 4) == 3_000
+    assert device_bytes()
+
+
+def test_a_run_is_done_as_its_node_wants_it(frozen: Callable[..., Manifest], monkeypatch: pytest.MonkeyPatch) -> None:
+    written = frozen("jobs=2", "tracker=wandb", "retry_failed=true", "cluster.memory_gb=10")
+    first, second = written.planned(0)
+    monkeypatch.setenv("PJAX_STAGED_DATA", "/node/data")
+    done = on_node(first, written, 0).config
+    assert (done.paths.data, done.memory_gb, done.tracker, done.retry_failed) == (
+        "/node/data",
+        5,
+        first.config.tracker,
+        True,
+    )
+    assert on_node(first, written, 1).config.tracker == TrackerConfig("none")
+    folder = folder_of(first.config)
+    folder.mkdir(parents=True)
+    (folder / "FAILED.json").write_text(json.dumps({"time": "2020-01-01T00:00:00+00:00"}))
+    assert on_node(first, written, 0).config.retry_failed
+    (folder / "FAILED.json").write_text(json.dumps({"time": "2999-01-01T00:00:00+00:00"}))
+    assert not on_node(first, written, 0).config.retry_failed
+    # What was begun more often comes last.
+    (folder / "attempts.jsonl").write_text('{"attempt": 1, "what": "started"}\n')
+    assert ordered([first, second], 0) == [second, first]
+
+
+def supervised(code: list[str], restarts: int = 4, patience_s: float = 60) -> tuple[int, Interruption]:
+    interruption = Interruption()
+    interruption.deferred = True
+    commands = [[sys.executable, "-c", each] for each in code]
+    timer = threading.Timer(2, interruption.handle, (signal.SIGUSR1, None))
+    timer.start()
+    try:
+        return task.supervise(commands, dict(os.environ), restarts, interruption, patience_s), interruption
+    finally:
+        timer.cancel()
+
+
+def test_a_process_that_is_killed_is_started_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    mark = tmp_path / "mark"
+    killed = (
+        f"import os, pathlib\np = pathlib.Path({str(mark)!r})\nif not p.exists(): p.touch(); os.kill(os.getpid(), 9)"
+    )
+    assert supervised([killed, "pass"])[0] == 0
+    assert "a process was killed (SIGKILL), out of memory perhaps: it goes on" in capfd.readouterr().out
+    assert supervised(["import os; os.kill(os.getpid(), 9)", "raise SystemExit(2)"], restarts=1)[0] == 2
+    assert "error: a process was killed (SIGKILL) again and again" in capfd.readouterr().err
+
+
+def test_a_signal_is_handed_on_and_its_status_handed_back() -> None:
+    waits = "import signal, sys, time\nsignal.signal(signal.SIGUSR1, lambda *_: sys.exit(138))\ntime.sleep(60)"
+    before = time.monotonic()
+    assert supervised([waits, "raise SystemExit(1)"])[0] == 138
+    assert (
+        supervised(["import signal, time\nsignal.signal(signal.SIGUSR1, signal.SIG_IGN)\ntime.sleep(60)"], 4, 1)[0]
+        == 138
+    )
+    assert time.monotonic() - before < 50
+
+
+def test_a_job_says_its_ids_and_not_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [*os.environ]:
+        if name.startswith("SLURM_"):
+            monkeypatch.delenv(name)
+    assert ids() == {}
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "11")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    monkeypatch.setenv("SLURM_NODELIST", "node7")
+    assert ids() == {"job": 12, "array_job": 11, "array_task": 0}
+
+
+@pytest.mark.parametrize(
+    ("given", "module"), [([], "reproduce"), (["LAUNCHER=local"], "reproduce"), (["LAUNCHER=slurm"], "cluster.submit")]
+)
+def test_make_submits(given: list[str], module: str) -> None:
+    command = ["make", "-n", "-o", ".venv/.locked", "reproduce", "CLUSTER=here", *given]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=without_make())
+    assert f"-m experiments.{module} 'sweep=table2'" in done.stdout
+    assert "'cluster=here'" in done.stdout
+
+
+def test_make_knows_its_launchers() -> None:
+    command = ["make", "-n", "-o", ".venv/.locked", "reproduce", "LAUNCHER=slrum"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=without_make())
+    assert done.returncode
+    assert re.search(r"LAUNCHER=slrum: one of local slurm", done.stderr)
+
+
+def without_make() -> dict[str, str]:
+    """The environment without what a make that runs the tests hands down."""
+    return {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES")}
+
+
+def test_the_local_cluster_says_what_is_not_installed(tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("env", "bash", "dirname", "hostname", "mkdir", "sed", "cut"):
+        (tools / name).symlink_to(shutil.which(name) or f"/bin/{name}")
+    script = (ROOT / "slurm" / "local-cluster").read_text().replace("PATH=$PATH:/usr/sbin:/sbin\n", "")
+    write_command(tmp_path / "local-cluster", script)
+    command = [str(tmp_path / "local-cluster"), "start", str(tmp_path / "cluster")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": str(tools)})
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "error: not installed: munged slurmctld slurmd sbatch squeue scontrol sinfo. On Debian"
+    )
+    assert "slurm/local-cluster start DIR" in subprocess.run(command[:1], capture_output=True, text=True).stderr
