@@ -82,7 +82,8 @@ def main() -> None:
     address, count, number, out, data_dir = sys.argv[1:]
     if int(count) > 1:
         jax.distributed.initialize(address, int(count), int(number))
-    # AP forgets a rounding error; 50 steps of DR make it ten million times larger, which 64 bits bear.
+    # AP forgets a rounding error. DR makes it larger from step to step, without end where a network is small, and 64
+    # bits leave room for that.
     np.savez(Path(out), **trained("ap", data_dir, x64=False), **trained("dr", data_dir, x64=True))
 
 
