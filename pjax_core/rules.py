@@ -14,6 +14,7 @@ one rule (:class:`Bilinear`) because each of their operand elements is many edge
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -91,9 +92,11 @@ def defshape(prim: Primitive, data: tuple[int, ...] | None = None) -> None:
     """Register a copy: a primitive that moves values and changes none.
 
     Args:
-        prim: linear, with 0/1 coefficients, in its data operands, and transposable by JAX.
+        prim: of one result, linear, with 0/1 coefficients, in its data operands, and transposable by JAX.
         data: positions of the operands that carry values; the rest are indices. ``None``: all.
     """
+    if prim.multiple_results:
+        raise ValueError(f"copy {prim} has several results; make them one by one: pjax_core.defcomp(primitive, fun)")
     _register(copy_rules, prim, data)
 
 
@@ -312,7 +315,7 @@ squared_error_p = defprimitive("squared_error", lambda x, targets: jnp.sum(jnp.s
 
 defloss(squared_error_p, _with_labels(projections.prox_squared_error))
 
-# Copies. A new one is one line: its transpose is JAX's.
+# Copies. A new one is one line: its transpose is JAX's. What has several results is made of those that have one.
 
 for _prim in (
     jax_primitives.broadcast_in_dim_p,
@@ -324,10 +327,17 @@ for _prim in (
     jax_primitives.slice_p,
     jax_primitives.squeeze_p,
     jax_primitives.transpose_p,
-    lax.split_p,
     lax.stack_p,
     lax.tile_p,
 ):
     defshape(_prim)
+
+
+def _split(operand: ShapedArray, *, sizes: tuple[int, ...], axis: int) -> Callable[[Array], list[Array]]:
+    ends = [*itertools.accumulate(sizes)]
+    return lambda x: [lax.slice_in_dim(x, end - size, end, axis=axis) for size, end in zip(sizes, ends, strict=True)]
+
+
+defcomp(lax.split_p, _split)
 defshape(jax_primitives.gather_p, data=(0,))
 defshape(jax_primitives.dynamic_slice_p, data=(0,))
