@@ -190,12 +190,9 @@ class Graph:
     @functools.cached_property
     def neighbours(self) -> tuple[tuple[tuple[int, int], ...], ...]:
         """For every node the (neighbour, producer of the edge between them) pairs."""
-        found: list[dict[tuple[int, int], None]] = [{} for _ in self.nodes]
-        for number, node in enumerate(self.nodes):
-            found[number].update(((p, p), None) for p in node.producers())
-            for p in node.producers():
-                found[p][number, p] = None
-        return tuple(map(tuple, found))
+        reads = [[(p, p) for p in node.producers()] for node in self.nodes]
+        readers = [[(reader, n) for reader, _ in consumers] for n, consumers in enumerate(self.consumers)]
+        return tuple(tuple(dict.fromkeys([*own, *others])) for own, others in zip(reads, readers, strict=True))
 
     @functools.cached_property
     def sides(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -241,15 +238,13 @@ class Graph:
 
     def values(self, traced: Sequence[Array], constants: Sequence[Array], indices: Sequence[Array]) -> dict[int, Array]:
         """Values of the nodes by number from those of the forward pass."""
-        remaining = iter(constants)
-        values = {i: next(remaining) for i in self.numbers("constant")}
+        values = dict(zip(self.numbers("constant"), constants, strict=True))
         for i, node in enumerate(self.nodes):
             if node.origins:
                 members = [traced[origin] for origin in node.origins]
                 values[i] = members[0] if len(members) == 1 else jnp.stack(members)
-        for i, node in enumerate(self.nodes):
-            if i not in values:  # an inserted identity
-                values[i] = node.evaluate(self.operands_of(i, values, indices))
+        for i in self.identities:
+            values[i] = self.nodes[i].evaluate(self.operands_of(i, values, indices))
         return values
 
     def draw(self, path: str | PathLike[str], *, copies: bool = True) -> None:
@@ -295,11 +290,9 @@ class Graph:
         lines.append(
             f"{len(self.layers)} layers (cyclic projections), of {', '.join(str(len(x)) for x in self.layers)} nodes"
         )
-        values, parameters = (
-            sum(math.prod(self.nodes[n].shape) for n in numbers)
-            for numbers in (range(len(self.nodes)), self.numbers("parameter"))
-        )
-        lines.append(f"scalar nodes: {values:,}, of which parameters: {parameters:,}")
+        sizes = [math.prod(node.shape) for node in self.nodes]
+        parameters = sum(sizes[n] for n in self.numbers("parameter"))
+        lines.append(f"scalar nodes: {sum(sizes):,}, of which parameters: {parameters:,}")
         lines.append(f"scalar edges, which representation 'edges' keeps: {self.edges:,}")
         return "\n".join(lines)
 
