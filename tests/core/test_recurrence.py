@@ -250,6 +250,7 @@ def masked(scan, p, x, y, h):
     return nn.margin_loss(scan(step, h, x)[1], y)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(("case", "identities"), [(shift_register, 0), (rotation, 2), (swap, 2), (masked, 1)])
 @pytest.mark.parametrize("make", [AP, DR], ids=["AP", "DR"])
 def test_identities_on_the_circle_of_a_recurrence_become_feasible(case, identities, make):
@@ -268,6 +269,7 @@ def test_identities_on_the_circle_of_a_recurrence_become_feasible(case, identiti
     assert max(float(jnp.abs(again[k] - params[k]).max()) for k in params) < 0.02
 
 
+@pytest.mark.matrix
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("reverse", [False, True])
