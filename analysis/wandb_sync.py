@@ -314,8 +314,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # What there is to say, this module says.
     os.environ.setdefault("WANDB_SILENT", "true")
     if options.follow:
-        # A run comes first.
+        # A run comes first. Where Linux shares a processor by sessions, its niceness is that of this one's, too.
         os.nice(19)
+        with suppress(OSError):
+            Path("/proc/self/autogroup").write_text("19", encoding="utf-8")
 
     def sender(*, offline: bool) -> Sender:
         times = {"start_timeout": options.start_timeout, "finish_timeout": options.finish_timeout}

@@ -18,6 +18,7 @@ NAMES = (
     "compile",
     "seeds",
     "suite-overhead",
+    "tracker",
     "higgs",
     "compare",
 )

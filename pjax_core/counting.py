@@ -5,7 +5,8 @@ Scalar nodes whose output nobody reads are not in the paper's graph. Here they s
 """
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Sequence
+import operator
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,34 +18,19 @@ from pjax_core import rules
 from pjax_core.bilinear import Dots
 from pjax_core.graph import Graph, Node, Operand
 
-Masks = dict[int, Array | None]  # of constraints, by number: 1 where an output lives; None where all do
+Masks = Mapping[int, Array | None]  # of constraints, by number: 1 where an output lives; None where all do
 Counts = dict[int, tuple[dict[int, Array | int], ...]]  # of a reader, by operand: edges from a producer's elements
 
 
 def count_edges(graph: Graph, indices: Sequence[Array]) -> tuple[Masks, Counts]:
-    """Count the edges from every element of a parameter or constraint to every operand that reads it.
-
-    Raises:
-        TypeError: hidden values of a recurrence are indexed by an array.
-    """
+    """Count the edges from every element of a parameter or constraint to every operand that reads it."""
     if graph.indexes_constraints:
-        if graph.recurrent:
-            raise TypeError(
-                "hidden values of a recurrence are indexed by an array that is not known while tracing, so the edges "
-                "cannot be counted; slice with constants, or index parameters instead"
-            )
-        masks = _prune(graph, _all_living(graph), indices)
-        return {**masks}, _counts(graph, masks, indices, indexed=True)
+        masks = _living(graph, indices)
+        return masks, _counts(graph, masks, indices, lambda operand: operand.producers)
     masks, known = _known(graph, tuple(jax.ShapeDtypeStruct(i.shape, i.dtype) for i in indices))
-    counts: Counts = {}
-    for n, operands in known.items():
-        # Behind an index array edges are counted when the graph runs; the others are known.
-        later = [_moving(graph, o.indexed) for o in graph.nodes[n].operands]
-        counts[n] = tuple(
-            {**count, **_count(graph, n, i, masks.get(n), indices, later[i])} if later[i] else count
-            for i, count in enumerate(operands)
-        )
-    return masks, counts
+    # Behind an index array edges are counted when the graph runs; the others are known.
+    later = _counts(graph, masks, indices, lambda operand: operand.indexed)
+    return masks, {n: tuple(map(operator.or_, known[n], later[n])) for n in known}
 
 
 def living(node: Node, copies: Array, alive: Array | None) -> Array:
@@ -70,34 +56,38 @@ def _count(
     return {p: count for p, count in zip(operand.producers, sums, strict=True) if p in producers}
 
 
-def _moving(graph: Graph, producers: Iterable[int]) -> list[int]:
-    return [p for p in producers if graph.nodes[p].kind != "constant"]
+def _counts(
+    graph: Graph, masks: Masks, indices: Sequence[Array], chosen: Callable[[Operand], Collection[int]]
+) -> Counts:
+    """Count the edges to every operand from those of its producers that are chosen and no constants."""
+    found: Counts = {}
+    for n in graph.numbers("constraint", "loss"):
+        moving = [[p for p in chosen(o) if graph.nodes[p].kind != "constant"] for o in graph.nodes[n].operands]
+        found[n] = tuple(_count(graph, n, i, masks.get(n), indices, ps) if ps else {} for i, ps in enumerate(moving))
+    return found
 
 
-def _counts(graph: Graph, masks: dict[int, Array], indices: Sequence[Array], *, indexed: bool) -> Counts:
-    """Count the edges to every operand, with or without those from producers that are indexed there."""
-
-    def counted(operand: Operand) -> list[int]:
-        return [p for p in _moving(graph, operand.producers) if indexed or p not in operand.indexed]
-
-    return {
-        n: tuple(_count(graph, n, i, masks.get(n), indices, counted(o)) for i, o in enumerate(graph.nodes[n].operands))
-        for n in graph.numbers("constraint", "loss")
-    }
-
-
-def _all_living(graph: Graph) -> dict[int, Array]:
+def _living(graph: Graph, indices: Sequence[Array]) -> dict[int, Array]:
+    """Find the outputs of constraints and losses that a loss depends on: 1 where one lives, else 0."""
     nodes = {n: graph.nodes[n] for n in graph.numbers("constraint", "loss")}
-    return {n: jnp.ones(node.shape, node.dtype) for n, node in nodes.items()}
+    masks = {n: jnp.ones(node.shape, node.dtype) for n, node in nodes.items()}
 
+    def prune(masks: dict[int, Array]) -> dict[int, Array]:
+        """Take out the outputs that no living output reads, readers before what they read."""
+        masks = dict(masks)
+        for n in reversed(graph.numbers("constraint")):
+            readers = [_count(graph, r, i, masks.get(r), indices, [n])[n] for r, i in graph.consumers[n]]
+            masks[n] = jnp.sign(sum(readers, jnp.zeros_like(masks[n])))
+        return masks
 
-def _prune(graph: Graph, masks: dict[int, Array], indices: Sequence[Array]) -> dict[int, Array]:
-    """Take out the outputs that no living output reads, readers before what they read: once, but for recurrences."""
-    masks = dict(masks)
-    for n in reversed(graph.numbers("constraint")):
-        readers = [_count(graph, r, i, masks.get(r), indices, [n])[n] for r, i in graph.consumers[n]]
-        masks[n] = jnp.sign(sum(readers, jnp.zeros_like(masks[n])))
-    return masks
+    def again(carry: tuple[dict[int, Array], Array]) -> tuple[dict[int, Array], Array]:
+        masks = prune(carry[0])
+        return masks, jnp.any(jnp.stack([jnp.any(masks[n] != carry[0][n]) for n in masks]))
+
+    if not graph.recurrent:
+        return prune(masks)
+    # What a step takes out may be all that read something in the step before: until no more is found.
+    return jax.lax.while_loop(lambda carry: carry[1], again, (masks, jnp.array(True)))[0]
 
 
 @functools.lru_cache(maxsize=64)
@@ -107,18 +97,9 @@ def _known(graph: Graph, indices: tuple[jax.ShapeDtypeStruct, ...]) -> tuple[Mas
     Both have length 1 along axes where they repeat; a count is a number where all are equal.
     """
 
-    def prune(carry: tuple[dict[int, Array], Array], zeros: Sequence[Array]) -> tuple[dict[int, Array], Array]:
-        masks = _prune(graph, carry[0], zeros)
-        return masks, jnp.any(jnp.stack([jnp.any(masks[n] != carry[0][n]) for n in masks]))
-
     def count(zeros: Sequence[Array]) -> tuple[dict[int, Array], Counts]:
-        masks = _all_living(graph)
-        if graph.recurrent:
-            start = masks, jnp.array(True)
-            masks = jax.lax.while_loop(lambda carry: carry[1], lambda carry: prune(carry, zeros), start)[0]
-        else:
-            masks = _prune(graph, masks, zeros)
-        return masks, _counts(graph, masks, zeros, indexed=False)
+        masks = _living(graph, zeros)
+        return masks, _counts(graph, masks, zeros, lambda o: {*o.producers} - o.indexed)
 
     def repeats(zeros: Sequence[Array]) -> Any:
         return jax.tree.map(lambda c: [jnp.all(c == _first(c, [i])) for i in range(c.ndim)], count(zeros))

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.extend.core import Primitive, primitives
+from jax.extend.core import Primitive
 
 from pjax_core import rules
 
@@ -38,12 +38,6 @@ class Copy:
     primitive: Primitive
     params: tuple[tuple[str, Any], ...]
     inputs: tuple[Source, ...]
-    results: int = 1
-
-    @property
-    def indexed(self) -> bool:
-        """Whether it depends on index arrays, which are known only when the graph runs."""
-        return any(kind == "index" for kind, _ in self.inputs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +52,38 @@ class Operand:
     shape: tuple[int, ...]
     dtype: np.dtype
 
+    @classmethod
+    def of(cls, source: Source, aval: Any, made: Sequence[Copy]) -> "Operand":
+        """Collect the copies between producers and a value of some shape and dtype, in order.
+
+        Args:
+            source: what the value is; here ``("producer", node number)`` or ``("copy", position)``.
+            aval: its shape and dtype.
+            made: all copies, whose inputs are such sources.
+        """
+        producers: dict[int, Source] = {}
+        copies: list[Copy] = []
+        done: dict[int, Source] = {}  # by position
+
+        def visit(source: Source) -> Source:
+            kind, number = source
+            if kind == "producer":
+                return producers.setdefault(number, (kind, len(producers)))
+            if kind == "copy" and number not in done:
+                copies.append(dataclasses.replace(made[number], inputs=tuple(map(visit, made[number].inputs))))
+                done[number] = kind, len(done)
+            return done[number] if kind == "copy" else source
+
+        visit(source)
+        return cls(tuple(producers), tuple(copies), aval.shape, aval.dtype)
+
     def spread(self, values: Sequence[Array], indices: Sequence[Array]) -> Array:
         """Apply S: from the producers' values, in order, to the operand."""
         results: list[Array] = []
         sources = {"producer": values, "copy": results, "index": indices}
         for copy in self.copies:
             inputs = [sources[kind][position] for kind, position in copy.inputs]
-            out = copy.primitive.bind(*inputs, **dict(copy.params))
-            results.extend(out if copy.primitive.multiple_results else [out])
+            results.append(copy.primitive.bind(*inputs, **dict(copy.params)))
         return results[-1] if self.copies else values[0]
 
     def gather(self, copies: Array, values: Sequence[Any], indices: Sequence[Array]) -> list[Array]:
@@ -77,7 +95,7 @@ class Operand:
 
     @property
     def indexed(self) -> set[int]:
-        """Producers some of whose copies are taken by an index array."""
+        """Producers some of whose copies are taken by an index array, which is known only when the graph runs."""
         found: set[int] = set()
         below: list[set[int]] = []  # producers that a result is made of
         for copy in self.copies:
@@ -85,59 +103,10 @@ class Operand:
             for kind, position in copy.inputs:
                 if kind != "index":
                     made_of |= below[position] if kind == "copy" else {self.producers[position]}
-            found |= made_of if copy.indexed else set()
-            below += [made_of] * copy.results
+            if any(kind == "index" for kind, _ in copy.inputs):
+                found |= made_of
+            below.append(made_of)
         return found
-
-
-class Copies:
-    """Copy equations as they come. An operand is made of some of them.
-
-    Here a :data:`Source` is ``("producer", node)``, ``("copy", result)`` with the results of all equations counted in
-    order, or ``("index", position)``.
-    """
-
-    def __init__(self) -> None:
-        self.made: list[tuple[Copy, int]] = []  # by result: its equation and the first result of that
-
-    def append(
-        self, primitive: Primitive, params: Mapping[str, Any], inputs: Iterable[Source], results: int = 1
-    ) -> list[Source]:
-        """Append an equation; returns its results."""
-        first = len(self.made)
-        copy = Copy(primitive, tuple(sorted(params.items())), tuple(inputs), results)
-        self.made += [(copy, first)] * results
-        return [("copy", first + i) for i in range(results)]
-
-    def extend(self, operand: Operand, sources: Sequence[Source]) -> Source:
-        """Append an operand's equations, applied to these in place of its producers; returns what it is."""
-        results: list[Source] = []
-        known = {"producer": sources, "copy": results}
-        for copy in operand.copies:
-            inputs = [known[kind][number] if kind in known else (kind, number) for kind, number in copy.inputs]
-            results += self.append(copy.primitive, dict(copy.params), inputs, copy.results)
-        return results[-1] if operand.copies else sources[0]
-
-    def operand(self, source: Source, aval: Any) -> Operand:
-        """Collect the equations between producers and a value of some shape and dtype, in order."""
-        producers: dict[int, Source] = {}
-        copies: list[Copy] = []
-        done: dict[int, Source] = {}  # by result
-
-        def visit(source: Source) -> Source:
-            kind, number = source
-            if kind == "producer":
-                return producers.setdefault(number, (kind, len(producers)))
-            if kind == "copy" and number not in done:
-                copy, first = self.made[number]
-                copies.append(dataclasses.replace(copy, inputs=tuple(map(visit, copy.inputs))))
-                done.update({first + i: (kind, len(done) + i) for i in range(copy.results)})
-            return done[number] if kind == "copy" else source
-
-        last = visit(source)
-        if last[0] == "copy" and last[1] != len(done) - 1:
-            copies.append(Copy(primitives.copy_p, (), (last,)))  # the operand is what its last copy makes
-        return Operand(tuple(producers), tuple(copies), aval.shape, aval.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,12 +190,9 @@ class Graph:
     @functools.cached_property
     def neighbours(self) -> tuple[tuple[tuple[int, int], ...], ...]:
         """For every node the (neighbour, producer of the edge between them) pairs."""
-        found: list[dict[tuple[int, int], None]] = [{} for _ in self.nodes]
-        for number, node in enumerate(self.nodes):
-            found[number].update(((p, p), None) for p in node.producers())
-            for p in node.producers():
-                found[p][number, p] = None
-        return tuple(map(tuple, found))
+        reads = [[(p, p) for p in node.producers()] for node in self.nodes]
+        readers = [[(reader, n) for reader, _ in consumers] for n, consumers in enumerate(self.consumers)]
+        return tuple(tuple(dict.fromkeys([*own, *others])) for own, others in zip(reads, readers, strict=True))
 
     @functools.cached_property
     def sides(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -272,15 +238,13 @@ class Graph:
 
     def values(self, traced: Sequence[Array], constants: Sequence[Array], indices: Sequence[Array]) -> dict[int, Array]:
         """Values of the nodes by number from those of the forward pass."""
-        remaining = iter(constants)
-        values = {i: next(remaining) for i in self.numbers("constant")}
+        values = dict(zip(self.numbers("constant"), constants, strict=True))
         for i, node in enumerate(self.nodes):
             if node.origins:
                 members = [traced[origin] for origin in node.origins]
                 values[i] = members[0] if len(members) == 1 else jnp.stack(members)
-        for i, node in enumerate(self.nodes):
-            if i not in values:  # an inserted identity
-                values[i] = node.evaluate(self.operands_of(i, values, indices))
+        for i in self.identities:
+            values[i] = self.nodes[i].evaluate(self.operands_of(i, values, indices))
         return values
 
     def draw(self, path: str | PathLike[str], *, copies: bool = True) -> None:
@@ -326,11 +290,9 @@ class Graph:
         lines.append(
             f"{len(self.layers)} layers (cyclic projections), of {', '.join(str(len(x)) for x in self.layers)} nodes"
         )
-        values, parameters = (
-            sum(math.prod(self.nodes[n].shape) for n in numbers)
-            for numbers in (range(len(self.nodes)), self.numbers("parameter"))
-        )
-        lines.append(f"scalar nodes: {values:,}, of which parameters: {parameters:,}")
+        sizes = [math.prod(node.shape) for node in self.nodes]
+        parameters = sum(sizes[n] for n in self.numbers("parameter"))
+        lines.append(f"scalar nodes: {sum(sizes):,}, of which parameters: {parameters:,}")
         lines.append(f"scalar edges, which representation 'edges' keeps: {self.edges:,}")
         return "\n".join(lines)
 

@@ -2,8 +2,8 @@
 
 import copy
 import zlib
-from collections.abc import Callable, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,11 @@ from jax.typing import ArrayLike
 
 from pjax_core import rules
 
+_CONTAINERS = (list, tuple, dict)  # where modules are found
+
 
 class Module:
-    """A container of parameters and of other modules, held as attributes (or in lists of them).
+    """A container of parameters and of other modules, held as attributes, or in lists, tuples and dictionaries there.
 
     Subclasses assign modules in ``__init__`` and compute in ``__call__``. A module without submodules
     that owns parameters overrides :meth:`parameters`.
@@ -29,27 +31,32 @@ class Module:
 
     __call__: Callable[..., Any]
 
-    def _children(self) -> dict[str, "Module"]:
-        children: dict[str, Module] = {}
-        for name, value in vars(self).items():
-            if isinstance(value, Module):
-                children[name] = value
-            elif isinstance(value, (list, tuple)):
-                children |= {f"{name}.{i}": m for i, m in enumerate(value) if isinstance(m, Module)}
-        return children
+    def _held(self) -> Iterator[tuple[str, Any]]:
+        """Yield this module and all that it holds by dotted name; what is shared under its first one alone."""
+        seen = set[int]()
 
-    def _named_modules(self) -> dict[str, "Module"]:
-        """Every module once, by dotted name; a shared one keeps the first name it is found under."""
+        def visit(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+            inner: Mapping[Any, Any] = {}
+            if isinstance(value, (Module, *_CONTAINERS)):
+                if id(value) in seen:
+                    return
+                seen.add(id(value))
+                mapping = vars(value) if isinstance(value, Module) else value
+                inner = mapping if isinstance(mapping, dict) else dict(enumerate(mapping))
+            yield name, value
+            for key, item in inner.items():
+                yield from visit(f"{name}.{key}" if name else str(key), item)
+
+        return visit("", self)
+
+    def _modules(self) -> dict[str, "Module"]:
+        """Every module once, by dotted name."""
         found: dict[str, Module] = {}
-
-        def visit(name: str, module: Module) -> None:
-            if any(module is known for known in found.values()):
-                return
-            found[name] = module
-            for child, submodule in module._children().items():
-                visit(f"{name}.{child}" if name else child, submodule)
-
-        visit("", self)
+        for name, value in self._held():
+            if isinstance(value, Module):
+                if name in found:
+                    raise ValueError(f"two modules of {type(self).__name__} are named {name!r}; rename a key")
+                found[name] = value
         return found
 
     def init(self, key: Array) -> dict[str, Array]:
@@ -58,7 +65,7 @@ class Module:
         Every parameter's key is derived from its name, so adding a layer changes no other's values.
         """
         params: dict[str, Array] = {}
-        for name, module in self._named_modules().items():
+        for name, module in self._modules().items():
             own = module.parameters(jax.random.fold_in(key, zlib.crc32(name.encode())))
             params |= {f"{name}.{k}" if name else k: v for k, v in own.items()}
         return params
@@ -77,8 +84,9 @@ class Module:
                 f"params of {type(self).__name__}: missing {missing}, unexpected {extra}; expected exactly "
                 f"{list(expected)}"
             )
-        modules = self._named_modules()
-        owners: dict[int, dict[str, Array]] = {id(module): {} for module in modules.values()}
+        # Parameters become attributes of a copy: of modules and what holds them, and of nothing else.
+        bound = copy.deepcopy(self, {id(v): v for _, v in self._held() if not isinstance(v, (Module, *_CONTAINERS))})
+        modules = bound._modules()
         for name, array in params.items():
             if np.shape(array) != expected[name].shape:
                 raise ValueError(
@@ -86,39 +94,29 @@ class Module:
                     f"{expected[name].shape}"
                 )
             owner, _, attribute = name.rpartition(".")
-            owners[id(modules[owner])][attribute] = array
-        return self._bind(owners, {})(*args)
-
-    def _bind(self, owners: dict[int, dict[str, Array]], bound: dict[int, "Module"]) -> Self:
-        """Copy of this module, and of the modules in it, with parameters as attributes."""
-        if id(self) in bound:
-            return bound[id(self)]  # type: ignore[return-value]
-        clone = copy.copy(self)
-        bound[id(self)] = clone
-        for name, value in vars(self).items():
-            if isinstance(value, Module):
-                setattr(clone, name, value._bind(owners, bound))
-            elif isinstance(value, (list, tuple)):
-                items = [m._bind(owners, bound) if isinstance(m, Module) else m for m in value]
-                setattr(clone, name, type(value)(items))
-        for name, array in owners[id(self)].items():
-            setattr(clone, name, array)
-        return clone
+            setattr(modules[owner], attribute, array)
+        return bound(*args)
 
 
-class Linear(Module):
-    """``x @ weight``, no bias; weight ``(in_features, out_features)``, He normal."""
+class _Weighted(Module):
+    """A module whose one parameter is a weight of some shape, He normal."""
 
     weight: Array
 
-    def __init__(self, in_features: int, out_features: int) -> None:
+    def __init__(self, *shape: int) -> None:
         super().__init__()
-        self.in_features, self.out_features = in_features, out_features
+        self.shape = shape
 
     def parameters(self, key: Array) -> dict[str, Array]:
-        """He-normal weight."""
-        shape = (self.in_features, self.out_features)
-        return {"weight": jax.nn.initializers.he_normal()(key, shape)}
+        """Variance 2 over the product of all axes of the weight but the last."""
+        return {"weight": jax.nn.initializers.he_normal()(key, self.shape)}
+
+
+class Linear(_Weighted):
+    """``x @ weight``, no bias; weight ``(in_features, out_features)``, He normal."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
 
     def __call__(self, x: Array) -> Array:
         """Map ``(..., in_features)`` to ``(..., out_features)``."""
@@ -162,7 +160,7 @@ class SkipReadout(Linear):
         return super().__call__(jnp.concatenate(xs, -1))
 
 
-class Conv2D(Module):
+class Conv2D(_Weighted):
     """Convolution without bias; weight ``(*kernel_shape, in_channels, out_channels)``, He normal.
 
     Args:
@@ -170,8 +168,6 @@ class Conv2D(Module):
         kernel_shape, strides: (height, width).
         padding: ``"SAME"``, ``"VALID"`` or ``((top, bottom), (left, right))``; padding adds explicit zeros.
     """
-
-    weight: Array
 
     def __init__(
         self,
@@ -181,13 +177,8 @@ class Conv2D(Module):
         strides: tuple[int, int] = (1, 1),
         padding: str | Sequence[tuple[int, int]] = "SAME",
     ) -> None:
-        super().__init__()
-        self.shape = (*kernel_shape, in_channels, out_channels)
+        super().__init__(*kernel_shape, in_channels, out_channels)
         self.strides, self.padding = strides, padding
-
-    def parameters(self, key: Array) -> dict[str, Array]:
-        """He-normal weight: variance 2 / (height * width * in_channels)."""
-        return {"weight": jax.nn.initializers.he_normal()(key, self.shape)}
 
     def __call__(self, x: Array) -> Array:
         """Map images ``(..., height, width, in_channels)`` to ``(..., height, width, out_channels)``."""
@@ -207,25 +198,18 @@ class MaxPool(Module):
         return jnp.max(x, (-3, -2))
 
 
-class Embedding(Module):
-    """A vector for every token; weight ``(num_embeddings, features)``, He normal."""
-
-    weight: Array
+class Embedding(_Weighted):
+    """A vector for every token; weight ``(num_embeddings, features)``, He normal, as of a map of one-hot tokens."""
 
     def __init__(self, num_embeddings: int, features: int) -> None:
-        super().__init__()
-        self.num_embeddings, self.features = num_embeddings, features
-
-    def parameters(self, key: Array) -> dict[str, Array]:
-        """He-normal weight, as of a linear map of one-hot tokens."""
-        return {"weight": jax.nn.initializers.he_normal()(key, (self.num_embeddings, self.features))}
+        super().__init__(num_embeddings, features)
 
     def __call__(self, tokens: ArrayLike) -> Array:
         """Map integers ``(...)`` to ``(..., features)``."""
         indices = jnp.asarray(tokens)
         if not jnp.issubdtype(indices.dtype, jnp.integer):
             raise TypeError(f"Embedding takes integer tokens; it got {indices.dtype}")
-        _check_range("tokens", tokens, self.num_embeddings, "embeddings")
+        _check_range("tokens", tokens, self.shape[0], "embeddings")
         return self.weight[indices]
 
 

@@ -297,7 +297,7 @@ def _solve(
     traced = program.values(captured, leaves)
     names = {origin: f"{n}:{node.name}" for n, node in enumerate(graph.nodes) for origin in node.origins}
     if method.stacking:
-        graph = stack(graph, method.cycle(graph))
+        graph = stack(graph, method.cycle(graph), indices)
     values = graph.values(traced, constants, indices)
     loss = jnp.mean(jnp.concatenate([values[i].ravel() for i in graph.numbers("loss")]))
     problem = Problem(graph, values, indices, method)

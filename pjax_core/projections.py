@@ -20,10 +20,14 @@ from jax.typing import ArrayLike
 
 from pjax_core.operators import Operators
 
+Operands = Sequence[Array]  # of one shape
+Projected = tuple[tuple[Array, ...], Array]  # operands and output
+Point = tuple[Array, Array]  # one operand and the output
+
 
 def project_linear(
-    operands: Sequence[Array], coefficients: Sequence[ArrayLike], target: Array, weight: ArrayLike = 1
-) -> tuple[tuple[Array, ...], Array]:
+    operands: Operands, coefficients: Sequence[ArrayLike], target: Array, weight: ArrayLike = 1
+) -> Projected:
     """Project onto the graph of ``sum_i c_i x_i`` (Theorem 5; Theorem 4 for one ``x`` and ``c = 1``).
 
     Args:
@@ -38,7 +42,7 @@ def project_linear(
     return projected, target - step / weight
 
 
-def project_sum(x: Array, target: Array, weight: ArrayLike = 1, *, axes: tuple[int, ...]) -> tuple[Array, Array]:
+def project_sum(x: Array, target: Array, weight: ArrayLike = 1, *, axes: tuple[int, ...]) -> Point:
     """Project onto the graph of ``sum(x, axes)`` (Theorem 5)."""
     total = jnp.sum(x, axes)
     size = x.size // max(total.size, 1)
@@ -46,16 +50,14 @@ def project_sum(x: Array, target: Array, weight: ArrayLike = 1, *, axes: tuple[i
     return x + jnp.expand_dims(step, axes), target - step / weight
 
 
-def project_mean(x: Array, target: Array, weight: ArrayLike = 1, *, axes: tuple[int, ...]) -> tuple[Array, Array]:
+def project_mean(x: Array, target: Array, weight: ArrayLike = 1, *, axes: tuple[int, ...]) -> Point:
     """Project onto the graph of ``mean(x, axes)``: Theorem 5 with coefficients 1 / size."""
     size = math.prod(x.shape[axis] for axis in axes)
     x, total = project_sum(x, size * target, weight / size**2, axes=axes)
     return x, total / size
 
 
-def project_sum_relu(
-    operands: Sequence[Array], target: Array, weight: ArrayLike = 1, *, exact: bool = True
-) -> tuple[tuple[Array, ...], Array]:
+def project_sum_relu(operands: Operands, target: Array, weight: ArrayLike = 1, *, exact: bool = True) -> Projected:
     """Project onto the graph of ``max(0, sum_i x_i)`` (Theorem 6).
 
     Args:
@@ -81,7 +83,7 @@ def project_sum_relu(
     return projected, jax.nn.relu(sum(projected[1:], projected[0]))
 
 
-def project_max(x: Array, target: Array, weight: ArrayLike = 1, *, axes: tuple[int, ...]) -> tuple[Array, Array]:
+def project_max(x: Array, target: Array, weight: ArrayLike = 1, *, axes: tuple[int, ...]) -> Point:
     """Project onto the graph of ``max(x, axes)`` (Theorem 8), without a sort.
 
     A target above the maximum draws the largest entry (the first of equals) to their weighted mean. Below,
@@ -129,9 +131,7 @@ def project_maximum(x: Array, w: Array, target: Array, weight: ArrayLike = 1) ->
     return jnp.where(raised & (x >= w), y, jnp.minimum(x, y)), jnp.where(raised & (x < w), y, jnp.minimum(w, y)), y
 
 
-def _nearest(
-    x: Array, target: Array, weight: ArrayLike, candidates: Sequence[tuple[Array, Array]]
-) -> tuple[Array, Array]:
+def _nearest(x: Array, target: Array, weight: ArrayLike, candidates: Sequence[Point]) -> Point:
     """Choose the nearest of some points ``(u, y)``, the first of equals."""
     (u, y), *others = candidates
     least = (u - x) ** 2 + weight * (y - target) ** 2
@@ -157,9 +157,7 @@ def quantize(x: Array, *, levels: int, scale: float) -> Array:
     return jnp.clip(jnp.ceil((x + scale) / gap - 0.5), 0, levels - 1) * gap - scale
 
 
-def project_quantize(
-    x: Array, target: Array, weight: ArrayLike = 1, *, levels: int, scale: float
-) -> tuple[Array, Array]:
+def project_quantize(x: Array, target: Array, weight: ArrayLike = 1, *, levels: int, scale: float) -> Point:
     """Project onto the closure of the graph of :func:`quantize` (Theorem 9).
 
     The graph itself has no nearest point when the best interval is entered through its open end. The
@@ -171,7 +169,7 @@ def project_quantize(
     gap = 2 * scale / (levels - 1)
     centre = x + weight * target
 
-    def candidate(near: Array) -> tuple[Array, Array]:
+    def candidate(near: Array) -> Point:
         y = quantize(near, levels=levels, scale=scale)
         low = jnp.where(y > -scale + gap / 2, y - gap / 2, -jnp.inf)
         high = jnp.where(y < scale - gap / 2, y + gap / 2, jnp.inf)
@@ -181,7 +179,7 @@ def project_quantize(
     return _nearest(x, target, weight, [candidate(x), *map(candidate, vertices)])
 
 
-def project_sign(x: Array, target: Array, weight: ArrayLike = 1) -> tuple[Array, Array]:
+def project_sign(x: Array, target: Array, weight: ArrayLike = 1) -> Point:
     """Project onto the closure of the graph of ``sign``: two half-lines that end at x = 0, and the origin.
 
     At ``x = 0`` the output can be -1 or 1 although ``sign(0) = 0``. Exact.

@@ -17,14 +17,14 @@ from jax.extend.core import Jaxpr, JaxprEqn, Var, jaxpr_as_fun
 from jax.extend.core import primitives as jax_primitives
 
 from pjax_core import rules
-from pjax_core.graph import Copies, Copy, Node, Source
+from pjax_core.graph import Copy, Node, Source
 from pjax_core.jaxprs import Value, array_of, at_once, aval, called
 
 if TYPE_CHECKING:
     from pjax_core.trace import JaxprTracer
 
 
-def trace_scan(tracer: "JaxprTracer", eqn: JaxprEqn, inputs: list[Any], wanted: Sequence[bool]) -> list[Any]:
+def trace_scan(tracer: "JaxprTracer", eqn: JaxprEqn, inputs: list[Any]) -> list[Any]:
     """Trace all steps of a recurrence at once: its carry is a copy that shifts time by one step.
 
     A carry that depends on no parameter is evaluated; one that every step hands on as it is has one value.
@@ -55,24 +55,24 @@ def trace_scan(tracer: "JaxprTracer", eqn: JaxprEqn, inputs: list[Any], wanted: 
         elif body.jaxpr.outvars[i] is body.jaxpr.invars[start + i]:
             axes[start + i] = None
         else:
-            (source,) = tracer.copies.append(jax_primitives.copy_p, {}, [])  # its input is known below
+            source = tracer.copy(jax_primitives.copy_p, {}, [])  # its input is known below
             arguments[start + i], shifted[i] = Value(source, before[i]), source[1]
     stacked = jax.vmap(jaxpr_as_fun(body), tuple(axes), axis_size=length)
-    outputs = tracer.derive(eqn, stacked, *arguments, wanted=[True] * count + list(wanted[count:]))
+    outputs = tracer.derive(eqn, stacked, *arguments)
     for i, number in shifted.items():
         carry, last[i] = tracer.derive(eqn, shift, inputs[start + i], outputs[i])
         carry = tracer.value(carry)
         if _moves(tracer.copies, carry.source, number):
             node = Node("constraint", "identity", carry.array.shape, carry.array.dtype, rules.identity_p)
             carry = tracer.add(node, [carry], before[i])
-        tracer.copies.made[number] = Copy(jax_primitives.copy_p, (), (carry.source,)), number
+        tracer.copies[number] = Copy(jax_primitives.copy_p, (), (carry.source,))
     return [*last, *outputs[count:]]
 
 
-def _moves(copies: Copies, source: Source, number: int) -> bool:
+def _moves(copies: Sequence[Copy], source: Source, number: int) -> bool:
     """Whether a value is made of a result of a copy by copies alone."""
     kind, made = source
-    return kind == "copy" and (made == number or any(_moves(copies, x, number) for x in copies.made[made][0].inputs))
+    return kind == "copy" and (made == number or any(_moves(copies, x, number) for x in copies[made].inputs))
 
 
 def _depends(jaxpr: Jaxpr, inputs: Sequence[bool]) -> list[bool]:

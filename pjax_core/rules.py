@@ -14,6 +14,7 @@ one rule (:class:`Bilinear`) because each of their operand elements is many edge
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +31,9 @@ from jax.typing import ArrayLike
 from pjax_core import projections
 from pjax_core.operators import Operators
 
-Rule = Callable[..., tuple[tuple[Array, ...], Array | None]]
+Operands = tuple[Array, ...]
+Projected = tuple[Operands, Array | None]
+Rule = Callable[..., Projected]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +94,11 @@ def defshape(prim: Primitive, data: tuple[int, ...] | None = None) -> None:
     """Register a copy: a primitive that moves values and changes none.
 
     Args:
-        prim: linear, with 0/1 coefficients, in its data operands, and transposable by JAX.
+        prim: of one result, linear, with 0/1 coefficients, in its data operands, and transposable by JAX.
         data: positions of the operands that carry values; the rest are indices. ``None``: all.
     """
+    if prim.multiple_results:
+        raise ValueError(f"copy {prim} has several results; make them one by one: pjax_core.defcomp(primitive, fun)")
     _register(copy_rules, prim, data)
 
 
@@ -140,13 +145,10 @@ def defprimitive(name: str, fun: Callable[..., Array]) -> Primitive:
     return prim
 
 
-def _of(project: Callable[..., tuple[Array, ...]]) -> Rule:
+def _of(project: Callable[..., Operands]) -> Rule:
     """Make the rule of ``project(*operands, target, weight, **params) -> (*projected, output)``."""
 
-    def rule(
-        operands: tuple[Array, ...], target: Array, weight: ArrayLike, operators: Operators, **params: Any
-    ) -> tuple[tuple[Array, ...], Array]:
-        del operators
+    def rule(operands: Operands, target: Array, weight: ArrayLike, _: Operators, **params: Any) -> Projected:
         *projected, output = project(*operands, target, weight, **params)
         return tuple(projected), output
 
@@ -188,15 +190,8 @@ defelementwise(scale_p, _of(_project_scale))
 
 # ReLU of a sum (Theorem 6). The trace makes it of `max(., 0)` and the additions that feed it.
 
-
-def _sum_relu(
-    operands: tuple[Array, ...], target: Array, weight: ArrayLike, operators: Operators
-) -> tuple[tuple[Array, ...], Array]:
-    return projections.project_sum_relu(operands, target, weight, exact=operators.exact_sum_relu)
-
-
 sum_relu_p = defprimitive("sum_relu", lambda *xs: jax.nn.relu(sum(xs[1:], xs[0])))
-defproj(sum_relu_p, _sum_relu)
+defproj(sum_relu_p, lambda xs, y, n, ops: projections.project_sum_relu(xs, y, n, exact=ops.exact_sum_relu))
 
 # Maximum (Theorem 8): over axes, and of two arrays. A constant among the two is an operand like any other:
 # its copies move, and the constant's own node restores them.
@@ -213,60 +208,44 @@ defproj(jax_primitives.sign_p, _of(projections.project_sign))
 # Dot products (Theorem 7): every bilinear primitive.
 
 
-def _dot_axes(
-    dimension_numbers: Any, x_rank: int, w_rank: int
-) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
-    """Axes of x and of w as (batch, free, contracted)."""
-    (x_contract, w_contract), (x_batch, w_batch) = dimension_numbers
-    x_free = tuple(a for a in range(x_rank) if a not in (*x_contract, *x_batch))
-    w_free = tuple(a for a in range(w_rank) if a not in (*w_contract, *w_batch))
-    return (x_batch, x_free, x_contract), (w_batch, w_free, w_contract)
+def _arrange(a: Array, position: int, other_rank: int, dimension_numbers: Any) -> Array:
+    """Transpose an operand to axes (batch, free of x, free of w, terms), of length 1 where only the other has them."""
+    contracted, batch = (axes[position] for axes in dimension_numbers)
+    free = [i for i in range(a.ndim) if i not in (*contracted, *batch)]
+    others = [1] * (other_rank - len(contracted) - len(batch))
+    batch_shape, free_shape, terms = ([a.shape[i] for i in axes] for axes in (batch, free, contracted))
+    shape = [*free_shape, *others] if position == 0 else [*others, *free_shape]
+    return a.transpose([*batch, *free, *contracted]).reshape(*batch_shape, *shape, math.prod(terms))
 
 
-def _expand_dot_general(x: Array, w: Array, *, dimension_numbers: Any, **params: Any) -> tuple[Array, Array]:
-    del params
-    x_axes, w_axes = _dot_axes(dimension_numbers, x.ndim, w.ndim)
-
-    def shape(a: Array, axes: tuple[tuple[int, ...], ...]) -> list[tuple[int, ...]]:
-        return [tuple(a.shape[i] for i in group) for group in axes]
-
-    (batch, x_free, terms), (_, w_free, _) = shape(x, x_axes), shape(w, w_axes)
-    ones_x, ones_w = (1,) * len(x_free), (1,) * len(w_free)
-    full = (*batch, *x_free, *w_free, *terms)
-    x = x.transpose([i for group in x_axes for i in group]).reshape(*batch, *x_free, *ones_w, *terms)
-    w = w.transpose([i for group in w_axes for i in group]).reshape(*batch, *ones_x, *w_free, *terms)
-    output = (*batch, *x_free, *w_free, -1)
-    return jnp.broadcast_to(x, full).reshape(output), jnp.broadcast_to(w, full).reshape(output)
+def _expand_dot_general(x: Array, w: Array, *, dimension_numbers: Any, **_: Any) -> tuple[Array, Array]:
+    arranged = _arrange(x, 0, w.ndim, dimension_numbers), _arrange(w, 1, x.ndim, dimension_numbers)
+    x, w = jnp.broadcast_arrays(*arranged)
+    return x, w
 
 
 def _ones_dot_general(
-    a: Array, position: int, other_shape: tuple[int, ...], *, dimension_numbers: Any, **params: Any
+    a: Array, position: int, other_shape: tuple[int, ...], *, dimension_numbers: Any, **_: Any
 ) -> Array:
-    del params
-    ranks = (a.ndim, len(other_shape)) if position == 0 else (len(other_shape), a.ndim)
-    axes = _dot_axes(dimension_numbers, *ranks)
-    (batch, free, contracted), (_, other_free, _) = axes[position], axes[1 - position]
-    kept = sorted(batch + free)
-    sums = jnp.sum(a, contracted).transpose([kept.index(axis) for axis in batch + free])
-    start = a.ndim - len(contracted) if position == 0 else len(batch)
-    return jnp.expand_dims(sums, tuple(range(start, start + len(other_free))))
+    return jnp.sum(_arrange(a, position, len(other_shape), dimension_numbers), -1)
 
 
 def _flat_dot_general(x: Array, w: Array, *, dimension_numbers: Any, **params: Any) -> Array:
     """The product of two matrices, whose transposes are products of matrices: of more axes XLA transposes copies."""
-    (batch, *x_axes), (_, *w_axes) = _dot_axes(dimension_numbers, x.ndim, w.ndim)
+    contracted, (batch, _) = dimension_numbers
     if batch:
         return lax.dot_general(x, w, dimension_numbers, **params)
 
-    def matrix(a: Array, free: tuple[int, ...], contracted: tuple[int, ...]) -> tuple[Array, int]:
-        sizes = [math.prod(a.shape[i] for i in axes) for axes in (free, contracted)]
-        if contracted + free == tuple(range(a.ndim)):
-            return a.reshape(sizes[::-1]), 0
-        return a.transpose(free + contracted).reshape(sizes), 1
+    def matrix(a: Array, axes: tuple[int, ...]) -> tuple[Array, int, list[int]]:
+        free = [i for i in range(a.ndim) if i not in axes]
+        terms, size = (math.prod(a.shape[i] for i in group) for group in (axes, free))
+        shape = [a.shape[i] for i in free]
+        if [*axes, *free] == [*range(a.ndim)]:
+            return a.reshape(terms, size), 0, shape
+        return a.transpose([*free, *axes]).reshape(size, terms), 1, shape
 
-    shape = [a.shape[i] for a, (free, _) in ((x, x_axes), (w, w_axes)) for i in free]
-    (x, x_axis), (w, w_axis) = matrix(x, *x_axes), matrix(w, *w_axes)
-    return lax.dot_general(x, w, (((x_axis,), (w_axis,)), ((), ())), **params).reshape(shape)
+    (x, x_axis, x_shape), (w, w_axis, w_shape) = map(matrix, (x, w), contracted)
+    return lax.dot_general(x, w, (((x_axis,), (w_axis,)), ((), ())), **params).reshape(*x_shape, *w_shape)
 
 
 defbilinear(jax_primitives.dot_general_p, Bilinear(_expand_dot_general, _ones_dot_general, _flat_dot_general))
@@ -285,10 +264,7 @@ cross_entropy_p = defprimitive(
 def _with_labels(apply: Callable[..., Array]) -> Rule:
     """Make the rule of ``apply(x, labels, operators, **params)``; the labels stay as they are."""
 
-    def rule(
-        operands: tuple[Array, ...], target: None, weight: ArrayLike, operators: Operators, **params: Any
-    ) -> tuple[tuple[Array, ...], None]:
-        del target, weight
+    def rule(operands: Operands, _target: None, _weight: ArrayLike, operators: Operators, **params: Any) -> Projected:
         x, labels = operands
         return (apply(x, labels, operators, **params), labels), None
 
@@ -312,7 +288,7 @@ squared_error_p = defprimitive("squared_error", lambda x, targets: jnp.sum(jnp.s
 
 defloss(squared_error_p, _with_labels(projections.prox_squared_error))
 
-# Copies. A new one is one line: its transpose is JAX's.
+# Copies. A new one is one line: its transpose is JAX's. What has several results is made of those that have one.
 
 for _prim in (
     jax_primitives.broadcast_in_dim_p,
@@ -324,10 +300,17 @@ for _prim in (
     jax_primitives.slice_p,
     jax_primitives.squeeze_p,
     jax_primitives.transpose_p,
-    lax.split_p,
     lax.stack_p,
     lax.tile_p,
 ):
     defshape(_prim)
+
+
+def _split(operand: ShapedArray, *, sizes: tuple[int, ...], axis: int) -> Callable[[Array], list[Array]]:
+    ends = [*itertools.accumulate(sizes)]
+    return lambda x: [lax.slice_in_dim(x, end - size, end, axis=axis) for size, end in zip(sizes, ends, strict=True)]
+
+
+defcomp(lax.split_p, _split)
 defshape(jax_primitives.gather_p, data=(0,))
 defshape(jax_primitives.dynamic_slice_p, data=(0,))

@@ -14,21 +14,21 @@ from typing import Any
 
 import jax
 from jax import Array, lax
-from jax.extend.core import Jaxpr, Var
 
-from pjax_core import rules
-from pjax_core.graph import Copies, Graph, Node, Operand, Source
-from pjax_core.jaxprs import aval, called
+from pjax_core.graph import Graph, Node, Operand
+from pjax_core.jaxprs import Value, aval
+from pjax_core.trace import JaxprTracer
 
 LIMIT = 2**12  # elements of an output below which an operation costs more than its work
 
 
-def stack(graph: Graph, sets: Sequence[Sequence[int]], limit: int = LIMIT) -> Graph:
+def stack(graph: Graph, sets: Sequence[Sequence[int]], indices: Sequence[Array] = (), limit: int = LIMIT) -> Graph:
     """Stack nodes of the same set with equal primitives, shapes and copies, and the parameters that only they read.
 
     Args:
         graph: a bipartite graph.
         sets: a method's cycle; members of different sets project at different times and stay apart.
+        indices: the graph's index arrays.
         limit: the largest member's size that is worth it.
     """
     if graph.indexes_constraints:  # edges of a stack that reads itself can be counted only beforehand
@@ -48,7 +48,7 @@ def stack(graph: Graph, sets: Sequence[Sequence[int]], limit: int = LIMIT) -> Gr
                 once = {len(graph.consumers[p]) for p in producers} == {1}
                 if once and all(graph.nodes[p].kind == "parameter" for p in producers):
                     groups.append(list(producers))
-    return _Stacks(graph, groups).graph() if groups else graph
+    return _Stacks(graph, groups, indices).graph() if groups else graph
 
 
 def _stackable(graph: Graph, members: Sequence[int]) -> bool:
@@ -61,7 +61,7 @@ def _stackable(graph: Graph, members: Sequence[int]) -> bool:
         _batched(first, count)
         for operand in first.operands:
             avals = [graph.nodes[p].aval.update(shape=(count, *graph.nodes[p].shape)) for p in operand.producers]
-            _traced(jax.vmap(lambda *xs, o=operand: o.spread(xs, ())), range(len(avals)), avals)
+            _traced(lambda xs, _, o=operand: jax.vmap(lambda *x: o.spread(x, ()))(*xs), range(len(avals)), avals)
     except _NotCopies:
         return False
     return True
@@ -80,36 +80,30 @@ def _batched(node: Node, count: int) -> dict[str, Any]:
     return jaxpr.eqns[0].params
 
 
-def _traced(fun: Callable[..., Array], producers: Sequence[int], avals: Sequence[jax.ShapeDtypeStruct]) -> Operand:
-    """Make the operand that a function of producers' values is, if it is made of copies alone."""
-    copies = Copies()
-
-    def run(jaxpr: Jaxpr, sources: Sequence[Source]) -> list[Source]:
-        env: dict[Any, Source] = dict(zip(jaxpr.invars, sources, strict=True))
-        for eqn in jaxpr.eqns:
-            body = called(eqn)
-            if not all(isinstance(atom, Var) for atom in eqn.invars):
-                raise _NotCopies
-            inputs = [env[atom] for atom in eqn.invars]
-            if body:
-                outputs = run(body.jaxpr, inputs)
-            elif rules.copy_rules.get(eqn.primitive, ()) is None:
-                outputs = copies.append(eqn.primitive, eqn.params, inputs, len(eqn.outvars))
-            else:
-                raise _NotCopies
-            env.update(zip(eqn.outvars, outputs, strict=True))
-        return [env[atom] for atom in jaxpr.outvars]
-
-    jaxpr = jax.make_jaxpr(fun)(*avals).jaxpr
-    (source,) = run(jaxpr, [("producer", p) for p in producers])
-    return copies.operand(source, aval(jaxpr.outvars[0]))
+def _traced(
+    fun: Callable[..., Array], producers: Sequence[int], avals: Sequence[Any], indices: Sequence[Array] = ()
+) -> Operand:
+    """Make the operand that a function of producers' values and of index arrays is, if it is made of copies alone."""
+    tracer, closed = JaxprTracer(), jax.make_jaxpr(fun)(avals, [jax.typeof(i) for i in indices])
+    shapes = [aval(var) for var in closed.jaxpr.invars]
+    values = [tracer.add(Node("parameter", "", x.shape, x.dtype), [], x) for x in shapes[: len(avals)]]
+    tracer.indices = list(indices)
+    try:
+        taken = (Value(("index", i), x) for i, x in enumerate(shapes[len(avals) :]))
+        (out,) = tracer.run(closed, [*values, *taken])
+    except TypeError as error:  # a primitive without a rule
+        raise _NotCopies from error
+    if len(tracer.nodes) > len(avals) or len(tracer.indices) > len(indices):
+        raise _NotCopies
+    operand = Operand.of(out.source, out.array, tracer.copies)
+    return dataclasses.replace(operand, producers=tuple(producers[i] for i in operand.producers))
 
 
 class _Stacks:
     """Every group as one node, at the place of its first member."""
 
-    def __init__(self, graph: Graph, groups: Sequence[Sequence[int]]) -> None:
-        self._graph = graph
+    def __init__(self, graph: Graph, groups: Sequence[Sequence[int]], indices: Sequence[Array]) -> None:
+        self._graph, self._indices = graph, indices
         followers = {n for members in groups for n in members[1:]}
         kept = [n for n in range(len(graph.nodes)) if n not in followers]
         group_of = {members[0]: members for members in groups}
@@ -136,30 +130,23 @@ class _Stacks:
         )
 
     def _operand(self, operands: Sequence[Operand]) -> Operand:
-        """One operand of the stack of nodes that have these."""
-        first = operands[0]
-        if len(operands) == 1:
-            return self._member(first)
-        columns = list(zip(*(o.producers for o in operands), strict=True))
+        """One operand of the stack of nodes that have these, or of a node in no stack."""
+        first, columns = operands[0], list(zip(*(o.producers for o in operands), strict=True))
         numbers = list(dict.fromkeys(self._place[p][0] for column in columns for p in column))
 
-        def fun(*values: Array) -> Array:
+        def fun(values: Sequence[Array], indices: Sequence[Array]) -> Array:
             value_of = dict(zip(numbers, values, strict=True))
+            if len(operands) == 1:
+                return first.spread([self._member(value_of, p) for p in first.producers], indices)
             return jax.vmap(lambda *xs: first.spread(xs, ()))(*(self._stacked(value_of, c) for c in columns))
 
-        return _traced(fun, numbers, [self._aval(n) for n in numbers])
+        return _traced(fun, numbers, [self._aval(n) for n in numbers], self._indices)
 
-    def _member(self, operand: Operand) -> Operand:
-        """The operand of a node that is in no stack: it reads members of stacks."""
-        copies = Copies()
-        sources: list[Source] = []
-        for number, place in (self._place[p] for p in operand.producers):
-            source = ("producer", number)
-            if len(self._members[number]) > 1:
-                pick = _traced(lambda v, i=place: lax.index_in_dim(v, i, 0, False), [number], [self._aval(number)])
-                source = copies.extend(pick, [source])
-            sources.append(source)
-        return copies.operand(copies.extend(operand, sources), operand)
+    def _member(self, value_of: dict[int, Array], producer: int) -> Array:
+        """Value of a producer, perhaps a member of a stack."""
+        number, place = self._place[producer]
+        value = value_of[number]
+        return lax.index_in_dim(value, place, 0, False) if len(self._members[number]) > 1 else value
 
     def _aval(self, number: int) -> jax.ShapeDtypeStruct:
         members = self._members[number]

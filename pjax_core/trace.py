@@ -11,7 +11,7 @@ The same walk over the equations gives the graph, from shapes, and the forward p
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,14 +20,15 @@ import numpy as np
 from jax import Array, lax
 from jax.core import Tracer
 from jax.extend import source_info_util
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive
 from jax.extend.core import primitives as jax_primitives
+from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import AxisType
 
 from pjax_core import rules
 from pjax_core.bipartite import make_bipartite
 from pjax_core.fusion import fuse, needed
-from pjax_core.graph import Copies, Graph, Node
+from pjax_core.graph import Copy, Graph, Node, Operand, Source
 from pjax_core.jaxprs import Fingerprint, Value, array_of, at_once, aval, bind, called, fingerprint
 from pjax_core.recurrence import trace_scan
 
@@ -87,12 +88,9 @@ def trace_with_arrays(fun: Callable[[Params], Any], params: Params) -> Trace:
         except TypeError as error:
             raise TypeError(f"parameter {name!r} is no array but {leaf!r}") from error
         if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize < 4:
-            why = (
-                "whose rounding is larger than a projection step" if jnp.issubdtype(dtype, jnp.floating) else "no float"
-            )
             raise TypeError(
-                f"parameter {name!r} has dtype {dtype}, {why}; use float32 or float64 parameters. Close over integer "
-                "arrays instead of passing them as params"
+                f"parameter {name!r} has dtype {dtype}; use float32 or float64 parameters (half precision rounds by "
+                "more than a projection step). Close over integer arrays instead of passing them as params"
             )
     closed = jax.make_jaxpr(fun)(params)
     for array in [*closed.consts, *(leaf for _, leaf in leaves)]:
@@ -116,7 +114,7 @@ class JaxprTracer:
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self.inputs: list[Sequence[Value]] = []  # by node; operands when all equations are known
-        self.copies = Copies()
+        self.copies: list[Copy] = []
         self.constants: dict[int, Any] = {}  # by node
         self.indices: list[Any] = []
         self.values: list[Any] = []  # of nodes that are not constants
@@ -141,6 +139,11 @@ class JaxprTracer:
         self.inputs.append(inputs)
         return Value(("producer", len(self.nodes) - 1), array)
 
+    def copy(self, prim: Primitive, params: Mapping[str, Any], inputs: Iterable[Source]) -> Source:
+        """Append a copy."""
+        self.copies.append(Copy(prim, tuple(sorted(params.items())), tuple(inputs)))
+        return "copy", len(self.copies) - 1
+
     def value(self, x: Any) -> Value:
         """Make the node of a constant, one for the same array; anything else is a value already."""
         if isinstance(x, Value):
@@ -152,32 +155,26 @@ class JaxprTracer:
         self.constants[len(self.nodes)] = x
         return self.add(Node("constant", name, np.shape(x), jnp.result_type(x)), [], x)
 
-    def run(self, closed: ClosedJaxpr, arguments: Sequence[Any], wanted: Sequence[bool] | None = None) -> list[Any]:
-        """Interpret what the wanted outputs need, or all; returns a value for each of them, ``None`` for the others."""
-        jaxpr = closed.jaxpr
-        wanted = wanted or [True] * len(jaxpr.outvars)
+    def run(self, closed: ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
+        """Interpret what the outputs need."""
+        # Without effects: what is only printed has no rule, and needs none.
+        pure = closed.jaxpr.replace(eqns=[eqn.replace(effects=set()) for eqn in closed.jaxpr.eqns])
+        jaxpr, _ = dce_jaxpr(pure, [True] * len(pure.outvars), instantiate=True)
         env: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
         env.update(zip(jaxpr.invars, arguments, strict=True))
 
         def read(atom: Any) -> Any:
-            return atom.val if isinstance(atom, Literal) else env.get(atom)
+            return atom.val if isinstance(atom, Literal) else env[atom]
 
-        live = {atom for atom, want in zip(jaxpr.outvars, wanted, strict=True) if want and isinstance(atom, Var)}
-        equations: list[tuple[JaxprEqn, list[bool]]] = []
-        for eqn in reversed(jaxpr.eqns):
-            outputs = [var in live for var in eqn.outvars]
-            if any(outputs):
-                equations.append((eqn, outputs))
-                live.update(atom for atom in eqn.invars if isinstance(atom, Var))
-        for eqn, outputs in reversed(equations):
-            env.update(zip(eqn.outvars, self._equation(eqn, [*map(read, eqn.invars)], outputs), strict=True))
-        return [read(atom) if want else None for atom, want in zip(jaxpr.outvars, wanted, strict=True)]
+        for eqn in jaxpr.eqns:
+            env.update(zip(eqn.outvars, self._equation(eqn, [*map(read, eqn.invars)]), strict=True))
+        return [*map(read, jaxpr.outvars)]
 
-    def _equation(self, eqn: JaxprEqn, inputs: list[Any], wanted: Sequence[bool]) -> list[Any]:
+    def _equation(self, eqn: JaxprEqn, inputs: list[Any]) -> list[Any]:
         prim, params = eqn.primitive, eqn.params
         body = called(eqn)
         if body:
-            return self._call(eqn, body, *inputs, wanted=wanted)
+            return self._call(eqn, body, *inputs)
         known = [not isinstance(x, Value) for x in inputs]
         if all(known):
             return bind(prim, inputs, params, ())
@@ -188,7 +185,7 @@ class JaxprTracer:
                 "the optimizer averages it (no .mean(), no sum with another term: return a tuple)",
             )
         if prim is jax_primitives.scan_p:
-            return trace_scan(self, eqn, inputs, wanted)
+            return trace_scan(self, eqn, inputs)
         simpler = rules.decompositions[prim](*map(aval, eqn.invars), **params) if prim in rules.decompositions else None
         if isinstance(simpler, str):
             raise self.error(eqn, f"cannot be projected: {simpler}")
@@ -197,7 +194,7 @@ class JaxprTracer:
         if prim is jax_primitives.convert_element_type_p and aval(eqn.invars[0]).dtype == aval(eqn.outvars[0]).dtype:
             return inputs
         if prim in rules.copy_rules:
-            return self._copy(eqn, inputs)
+            return [self._copy(eqn, inputs)]
         if prim is jax_primitives.max_p and any(map(_is_zero, inputs)):
             (kept,) = (x for x in inputs if isinstance(x, Value))
             prim, inputs, params = rules.sum_relu_p, [self._broadcast(eqn, kept, aval(eqn.outvars[0]).shape)], {}
@@ -220,38 +217,37 @@ class JaxprTracer:
             "pjax_core.defproj(primitive, rule), see pjax_core.rules",
         )
 
-    def _call(self, eqn: JaxprEqn, body: ClosedJaxpr, *inputs: Any, wanted: Sequence[bool] | None = None) -> list[Any]:
+    def _call(self, eqn: JaxprEqn, body: ClosedJaxpr, *inputs: Any) -> list[Any]:
         self._callers.append(eqn)
-        outputs = self.run(body, inputs, wanted)
+        outputs = self.run(body, inputs)
         self._callers.pop()
         return outputs
 
-    def derive(
-        self, eqn: JaxprEqn, fun: Callable[..., Any], *inputs: Any, wanted: Sequence[bool] | None = None
-    ) -> list[Any]:
+    def derive(self, eqn: JaxprEqn, fun: Callable[..., Any], *inputs: Any) -> list[Any]:
         """Trace a function of an equation's inputs in its place."""
         shapes = [jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x)) for x in map(array_of, inputs)]
         with source_info_util.user_context(eqn.source_info.traceback):
             closed = jax.make_jaxpr(fun)(*shapes)
-        return self._call(eqn, closed, *inputs, wanted=wanted)
+        return self._call(eqn, closed, *inputs)
 
     def _is_loss(self, x: Any) -> bool:
         return isinstance(x, Value) and x.source[0] == "producer" and self.nodes[x.source[1]].kind == "loss"
 
-    def _copy(self, eqn: JaxprEqn, inputs: Sequence[Any]) -> list[Value]:
+    def _copy(self, eqn: JaxprEqn, inputs: Sequence[Any]) -> Value:
         """Trace a copy; what it moves may depend on parameters, where it moves that to may not."""
         prim, data, values = eqn.primitive, rules.copy_rules[eqn.primitive], list[Value]()
         for position, x in enumerate(inputs):
             if data is None or position in data:
                 values.append(self.value(x))
+            elif isinstance(x, Value) and x.source[0] == "index":  # of a graph that is traced again
+                values.append(x)
             elif isinstance(x, Value):
                 raise self.error(eqn, "is indexed by a value that depends on a parameter; indices must be constants")
             else:
                 values.append(Value(("index", len(self.indices)), x))
                 self.indices.append(x)
-        results = self.copies.append(prim, eqn.params, [x.source for x in values], len(eqn.outvars))
-        arrays = bind(prim, [x.array for x in values], eqn.params, [*map(aval, eqn.outvars)])
-        return [*map(Value, results, arrays)]
+        result = self.copy(prim, eqn.params, [x.source for x in values])
+        return Value(result, *bind(prim, [x.array for x in values], eqn.params, [*map(aval, eqn.outvars)]))
 
     def _constraint(self, eqn: JaxprEqn, prim: Primitive, inputs: Sequence[Any], params: Mapping[str, Any]) -> Value:
         """Trace a constraint or loss. Constants take the dtype of what they meet; small inputs are copied to fit."""
@@ -289,7 +285,7 @@ class JaxprTracer:
             if not x.array.size:
                 raise TypeError(f"a loss of shape {x.array.shape} has no sample; pass at least one")
         nodes = [
-            dataclasses.replace(node, operands=tuple(self.copies.operand(*x) for x in inputs))
+            dataclasses.replace(node, operands=tuple(Operand.of(*x, self.copies) for x in inputs))
             for node, inputs in zip(self.nodes, self.inputs, strict=True)
         ]
         losses = [x.source[1] for x in outputs]

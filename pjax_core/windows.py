@@ -20,9 +20,7 @@ from pjax_core.rules import Bilinear, defbilinear, defcomp
 
 def windows(x: Array, sizes: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> list[Array]:
     """Slices of an array, one per position in a window that slides over its last axes."""
-    sizes = (1,) * (x.ndim - len(sizes)) + tuple(sizes)
-    strides = (1,) * (x.ndim - len(strides)) + tuple(strides)
-    dilations = (1,) * (x.ndim - len(dilations)) + tuple(dilations)
+    sizes, strides, dilations = ((1,) * (x.ndim - len(a)) + tuple(a) for a in (sizes, strides, dilations))
     slices = []
     for position in np.ndindex(*sizes):
         offsets = np.multiply(position, dilations)
@@ -34,34 +32,26 @@ def windows(x: Array, sizes: Sequence[int], strides: Sequence[int], dilations: S
 # Convolution without padding (VALID): operands in the order (batch, channels, *space), (out, in, *window).
 
 
-def _expand_conv(
-    x: Array, w: Array, *, dimension_numbers: Any, window_strides: Any, rhs_dilation: Any, **params: Any
-) -> tuple[Array, Array]:
-    del params
+def _slices(x: Array, window: Sequence[int], *, window_strides: Any, rhs_dilation: Any, **_: Any) -> list[Array]:
+    return windows(x, window, window_strides, rhs_dilation)
+
+
+def _expand_conv(x: Array, w: Array, *, dimension_numbers: Any, **params: Any) -> tuple[Array, Array]:
     x, w = x.transpose(dimension_numbers.lhs_spec), w.transpose(dimension_numbers.rhs_spec)
-    patches = jnp.stack(windows(x, w.shape[2:], window_strides, rhs_dilation), -1)
+    patches = jnp.stack(_slices(x, w.shape[2:], **params), -1)
     patches = jnp.moveaxis(patches, 1, -2).reshape(patches.shape[0], 1, *patches.shape[2:-1], -1)
     w = w.reshape(1, w.shape[0], *(1,) * (w.ndim - 2), -1)
-    full = (*np.broadcast_shapes(patches.shape[:-1], w.shape[:-1]), w.shape[-1])
-    order = (*np.argsort(dimension_numbers.out_spec).tolist(), len(full) - 1)
-    return jnp.broadcast_to(patches, full).transpose(order), jnp.broadcast_to(w, full).transpose(order)
+    order = (*np.argsort(dimension_numbers.out_spec).tolist(), w.ndim - 1)
+    patches, w = (a.transpose(order) for a in jnp.broadcast_arrays(patches, w))
+    return patches, w
 
 
 def _ones_conv(
-    a: Array,
-    position: int,
-    other_shape: tuple[int, ...],
-    *,
-    dimension_numbers: Any,
-    window_strides: Any,
-    rhs_dilation: Any,
-    **params: Any,
+    a: Array, position: int, other_shape: tuple[int, ...], *, dimension_numbers: Any, **params: Any
 ) -> Array:
-    del params
     if position == 0:
         a = jnp.sum(a.transpose(dimension_numbers.lhs_spec), 1, keepdims=True)
-        sizes = [other_shape[i] for i in dimension_numbers.rhs_spec[2:]]
-        found = sum(windows(a, sizes, window_strides, rhs_dilation))
+        found = sum(_slices(a, [other_shape[i] for i in dimension_numbers.rhs_spec[2:]], **params))
     else:
         a = a.transpose(dimension_numbers.rhs_spec)
         found = jnp.sum(a, tuple(range(1, a.ndim))).reshape(1, -1, *(1,) * (a.ndim - 2))
@@ -93,7 +83,7 @@ def _simplify_conv(
         if not as_product:
             return lax.conv_general_dilated(x, w, padding="VALID", dimension_numbers=dimension_numbers, **params)
         x, w = x.transpose(dimension_numbers.lhs_spec), w.transpose(dimension_numbers.rhs_spec)
-        patches = jnp.stack(windows(x, w.shape[2:], params["window_strides"], params["rhs_dilation"]))
+        patches = jnp.stack(_slices(x, w.shape[2:], **params))
         patches = jnp.moveaxis(patches, 2, 0).reshape(-1, x.shape[0], *patches.shape[3:])
         kept = {name: params[name] for name in ("precision", "preferred_element_type")}
         out = jnp.tensordot(patches, w.reshape(channels, -1), ((0,), (1,)), **kept)
@@ -110,7 +100,7 @@ defcomp(jax_primitives.conv_general_dilated_p, _simplify_conv)
 
 def _pool(reduce: Callable[..., Array], *, zeros: bool) -> Callable[..., Callable[[Array], Array] | str]:
     def decompose(
-        operand: ShapedArray,
+        _: ShapedArray,
         *,
         window_dimensions: Any,
         window_strides: Any,
@@ -120,9 +110,9 @@ def _pool(reduce: Callable[..., Array], *, zeros: bool) -> Callable[..., Callabl
     ) -> Callable[[Array], Array] | str:
         if not zeros and (np.any(padding) or set(base_dilation) > {1}):
             return "padding adds entries of -inf, which have no projection; pad with finite values first"
+        config = [(*pads, gap - 1) for pads, gap in zip(padding, base_dilation, strict=True)]
 
         def pool(x: Array) -> Array:
-            config = [(*pads, gap - 1) for pads, gap in zip(padding, base_dilation, strict=True)]
             x = lax.pad(x, jnp.zeros((), x.dtype), config)
             return reduce(jnp.stack(windows(x, window_dimensions, window_strides, window_dilation)), 0)
 

@@ -184,8 +184,8 @@ DEFECTS = (
     Defect(
         "an embedding's rows counted as one each",
         "counting.py",
-        "{**count, **_count(graph, n, i, masks.get(n), indices, later[i])}",
-        "{**count, **dict.fromkeys(later[i], 1)}",
+        "later = _counts(graph, masks, indices, lambda operand: operand.indexed)",
+        "later = jax.tree.map(lambda _: 1, _counts(graph, masks, indices, lambda operand: operand.indexed))",
         ("test_trace.py::test_copies_are_not_nodes_and_their_means_are_exact",),
     ),
     Defect(

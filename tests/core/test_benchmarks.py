@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import compile as compilation
-from benchmarks import depth, higgs, memory, step
+from benchmarks import depth, higgs, memory, step, tracker
 from benchmarks.__main__ import main as benchmarks_main
 from benchmarks.measure import peak_mb
 from benchmarks.networks import NETWORKS, cnn, mlp, rnn
@@ -198,7 +198,8 @@ def test_compare(tmp_path, capsys):
 
 def test_the_benchmarks_are_listed(capsys):
     with pytest.raises(
-        SystemExit, match=r"'speed' is no benchmark; choose step, published, .*, suite-overhead, higgs, compare"
+        SystemExit,
+        match=r"'speed' is no benchmark; choose step, published, .*, suite-overhead, tracker, higgs, compare",
     ):
         benchmarks_main(["speed"])
     assert "step           Time and memory of one step" in capsys.readouterr().out
@@ -231,6 +232,30 @@ def test_suite_overhead(tmp_path, capsys):
     assert list(results) == ["sgd", "adam", "dr", "ap", "cp"]
     assert all(found["end_to_end"] >= found["device"] > 0 for found in results.values())
     assert "nothing was compiled after the first evaluation" in capsys.readouterr().out
+
+
+def test_tracker(tmp_path, capsys, monkeypatch):
+    asked = []
+
+    def once(server, steps, folder, url):
+        asked.append((server, url is not None))
+        # Slower from round to round, and with a server that never answers.
+        return (len(asked) * (2.0 if server == "never answers" else 1.0),) * 2
+
+    monkeypatch.setattr(tracker, "SERVERS", ("no tracker", "never answers"))
+    monkeypatch.setattr(tracker, "times", once)
+    benchmarks_main(["tracker", "--rounds", "2", "--json", str(tmp_path / "tracker.json")])
+    assert asked == [("no tracker", False), ("never answers", True)] * 2
+    results = json.loads((tmp_path / "tracker.json").read_text())["results"]
+    assert results["no tracker"]["loop_ratio"] == 1
+    assert results["never answers"]["loop_ratio"] == pytest.approx((4 + 8 / 3) / 2)
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["never", "answers", "6.0", "3.333", "6.0", "3.333"]
+
+
+def test_a_run_that_does_not_finish_ends_the_tracker_benchmark(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="the run with 'no tracker' did not finish"):
+        tracker.times("no tracker", 1000, tmp_path / "file", None)
 
 
 def test_higgs(tmp_path, capsys, monkeypatch):

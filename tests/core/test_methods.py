@@ -154,6 +154,7 @@ def test_new_batches_of_the_same_shape_compile_nothing(compiled):
 REPRESENTATIONS = [(AP, "edges"), (AP, "consensus"), (CP, "edges"), (CP, "consensus"), (DR, "edges"), (DR, "history")]
 
 
+@pytest.mark.matrix
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("operators", [pjax.EXACT, pjax.PUBLISHED, pjax.Operators(weighted=True)])
 @pytest.mark.parametrize(("method", "representation"), REPRESENTATIONS)

@@ -23,9 +23,10 @@ def test_every_defect_fits_the_code(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(2))
-def test_defects_are_caught(part):
-    assert mutations.run(mutations.DEFECTS[part::2]) == []
+@pytest.mark.matrix
+@pytest.mark.parametrize("defect", mutations.DEFECTS, ids=lambda defect: defect.name)
+def test_a_defect_is_caught(defect):
+    assert mutations.run([defect]) == []
 
 
 def test_a_defect_that_no_test_sees_survives(capsys):

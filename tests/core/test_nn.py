@@ -1,7 +1,8 @@
 """Modules: names, initial values, sharing, what each computes and that it trains, and Listing 1 as printed."""
 
 import math
-from typing import Any
+import threading
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,51 @@ def test_a_shared_module_has_one_parameter():
     new, _ = optim.AlternatingProjections(5).update(lambda p: nn.cross_entropy(model.apply(p, x), y), params)
     assert new["first.weight"].shape == (4, 4)
     assert vars(model).keys() == vars(Shared()).keys()  # applying binds a copy
+
+
+class Pair(NamedTuple):
+    into: nn.Linear
+    back: nn.Linear
+
+
+class Nested(nn.Module):
+    """Modules in a named tuple, a dictionary and lists of lists, beside what is no module and cannot be copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.pair = Pair(nn.Linear(4, 3), nn.Linear(3, 4))
+        self.heads = {"two": nn.ReLU(4), "one": nn.ReLU(4)}
+        self.grid = [[nn.Linear(4, 4)], (nn.Linear(4, 2), self.pair.into)]
+        self.lock, self.names = threading.Lock(), {2: "b", "one": None}
+
+    def __call__(self, x):
+        x = self.pair.back(self.pair.into(x))
+        for relu in self.heads.values():
+            x = relu(x)
+        return self.grid[1][0](self.grid[0][0](x))
+
+
+def test_modules_are_found_in_containers_of_containers():
+    model = Nested()
+    params = model.init(jax.random.key(0))
+    weights = ["pair.0.weight", "pair.1.weight", "grid.0.0.weight", "grid.1.0.weight"]
+    assert list(params) == [*weights[:2], "heads.two.bias", "heads.one.bias", *weights[2:]]
+    params["heads.two.bias"], params["heads.one.bias"] = jnp.full(4, 0.1), jnp.full(4, -0.2)
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    h = np.maximum(np.maximum(x @ params[weights[0]] @ params[weights[1]] + 0.1, 0) - 0.2, 0)
+    expected = h @ params[weights[2]] @ params[weights[3]]
+    np.testing.assert_allclose(model.apply(params, jnp.asarray(x)), expected, rtol=1e-4, atol=1e-6)
+    assert isinstance(model.pair, Pair)
+    y = jnp.zeros(8, int)
+    new, _ = optim.AlternatingProjections(5).update(lambda p: nn.cross_entropy(model.apply(p, x), y), params)
+    assert all(np.any(new[k] != params[k]) for k in params)
+
+
+def test_modules_of_one_name_are_refused():
+    model = nn.Module()
+    model.layers = {1: nn.Linear(2, 2), "1": nn.Linear(2, 2)}  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"two modules of Module are named 'layers.1'; rename a key"):
+        model.init(jax.random.key(0))
 
 
 def test_wrong_parameter_names_are_listed():

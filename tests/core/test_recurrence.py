@@ -146,6 +146,28 @@ def many_to_one(scan, p, x, y, h):
     return nn.cross_entropy(scan(lambda h, x: (_next(p, h, x), None), h, x)[0] @ p["o"], y[0])
 
 
+def indexed(scan, p, x, y, h):
+    """The state is read at places known while tracing, and the last step's elsewhere by nobody."""
+
+    def step(h, x):
+        h = _next(p, h, x)
+        return h, h[:, jnp.array([0, 2, 2])] @ p["o"][:3]
+
+    return nn.cross_entropy(scan(step, h, x)[1], y)
+
+
+def indexed_by_step(scan, p, x, y, h):
+    """Every step reads the state at places of its own, also before it is the next one."""
+
+    def step(h, inputs):
+        x, places = inputs
+        h = _next(p, jnp.take(h, places, 1), x)
+        return h, h @ p["o"]
+
+    places = jnp.array([[0, 1, 2, 2], [3, 3, 3, 1], [1, 0, 1, 0]])
+    return nn.cross_entropy(scan(step, h, (x, places))[1][1:], y[1:])
+
+
 CASES = [
     plain,
     backwards,
@@ -160,6 +182,8 @@ CASES = [
     losses_inside,
     losses_backwards,
     many_to_one,
+    indexed,
+    indexed_by_step,
 ]
 
 
@@ -226,6 +250,7 @@ def masked(scan, p, x, y, h):
     return nn.margin_loss(scan(step, h, x)[1], y)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(("case", "identities"), [(shift_register, 0), (rotation, 2), (swap, 2), (masked, 1)])
 @pytest.mark.parametrize("make", [AP, DR], ids=["AP", "DR"])
 def test_identities_on_the_circle_of_a_recurrence_become_feasible(case, identities, make):
@@ -244,6 +269,7 @@ def test_identities_on_the_circle_of_a_recurrence_become_feasible(case, identiti
     assert max(float(jnp.abs(again[k] - params[k]).max()) for k in params) < 0.02
 
 
+@pytest.mark.matrix
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("reverse", [False, True])
@@ -388,3 +414,29 @@ def test_a_counter_carried_through_a_nested_scan_is_no_constraint():
     names = {graph.nodes[n].name for n in graph.numbers("constraint")}
     assert names == {"dot_general", "scale", "sum_relu", "add", "identity(sum_relu)"}, names
     assert np.isfinite(optim.AlternatingProjections(3).update(loss_fn, params).loss)
+
+
+def test_what_is_only_printed_needs_no_rule(capsys):
+    """Beside a counter, which is evaluated all the same."""
+    x, y, h, start = _data()
+
+    @jax.jit
+    def show(h):
+        jax.debug.print("{}", jnp.tanh(h))
+        return jnp.cos(h)
+
+    def step(carry, x):
+        h, t = carry
+        h = _next(start, h, x + jnp.sin(t))
+        jax.debug.print("{} {}", jnp.tanh(h), t)
+        show(h)
+        return (h @ start["w"], t + 1), h
+
+    def loss_fn(p):
+        hidden = lax.scan(step, (h @ p["w"], 0), x)[1]
+        return nn.cross_entropy(hidden @ p["o"], y)
+
+    graph = pjax.trace(loss_fn, start)
+    assert "sin" not in {node.name for node in graph.nodes}
+    loss = float(AP(3).update(loss_fn, start).loss)
+    np.testing.assert_allclose(loss, loss_fn(start).mean(), rtol=1e-5)

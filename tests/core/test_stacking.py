@@ -31,6 +31,7 @@ def _stacked(graph):
     return stack(graph, graph.sides)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 def test_stacking_changes_no_iterate(method, skip):

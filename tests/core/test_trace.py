@@ -308,6 +308,8 @@ def test_a_second_rule_for_a_primitive_is_refused():
         pjax.defproj(P.add_p, rules.projection_rules[P.add_p])
     with pytest.raises(ValueError, match="has a rule already"):
         pjax.defshape(P.dot_general_p)
+    with pytest.raises(ValueError, match="copy top_k has several results; make them one by one"):
+        pjax.defshape(jax.lax.top_k_p)
 
 
 def test_losses_differentiate_and_batch():

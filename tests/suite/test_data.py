@@ -49,7 +49,7 @@ def test_damaged_data_are_prepared_again(
     images["train_x"][0] = 9
     whole = {**images, "train_y": np.arange(3, dtype=np.uint8), "test_y": np.arange(2, dtype=np.uint8)}
     monkeypatch.setattr(mnist, "prepare", lambda *_: write_cache(tmp_path / "mnist", whole))
-    config = dataclasses.replace(DIGITS, name="mnist")
+    config = dataclasses.replace(DIGITS, name="mnist", test_fraction=None)
     assert prepare(config, tmp_path).startswith("prepared mnist")
     assert prepare(config, tmp_path).startswith("already prepared: mnist")
     np.save(tmp_path / "mnist" / "test_y.npy", np.zeros(2, np.uint8))
@@ -137,7 +137,8 @@ def test_digits_without_a_fraction_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["subset", "altered"])
 @pytest.mark.parametrize("name", known())
 def test_another_copy_is_only_taken_where_there_is_one(name: str, key: str, tmp_path: Path) -> None:
-    config = DatasetConfig(name, 10, 0.2, subset=key == "subset", altered=key == "altered")
+    fraction = None if name in ("mnist", "cifar10") else 0.2
+    config = DatasetConfig(name, 10, fraction, subset=key == "subset", altered=key == "altered")
     expected = (
         rf"data set '{name}' is not prepared"
         if key in accepted(name)

@@ -227,7 +227,7 @@ def test_no_flipped_byte_is_trained_from(cut_run: Callable[[str], Planned], tmp_
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"FORMAT": 2}, "it was written by another version of this code"),
+        ({"FORMAT": 0}, "it was written by another version of this code"),
         ({"other run": True}, "it is another run's"),
     ],
 )
@@ -236,7 +236,7 @@ def test_a_checkpoint_of_another_kind_is_refused(
 ) -> None:
     folder = folder_of(cut_run("adam").config)
     if "FORMAT" in change:
-        monkeypatch.setattr(checkpoint, "FORMAT", 2)
+        monkeypatch.setattr(checkpoint, "FORMAT", 0)
     else:
         folder = folder.rename(folder.with_name("other"))
     with pytest.raises(checkpoint.Damaged, match=reason):
