@@ -22,7 +22,7 @@ from experiments.runner import folder_of
 
 LOCAL_CLUSTER = ROOT / "slurm" / "local-cluster"
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch")
-PATIENCE = 420.0
+PATIENCE = 900.0
 """Seconds for anything; a machine may be busy."""
 CLOCKS = ("train_s", "wall_s")
 
@@ -96,7 +96,7 @@ class Sweep:
     def pause(self, job: int) -> None:
         """Wait until a run has been saved after its first steps, and stop its process there."""
         folders = [folder_of(run.config) for run in self.planned]
-        wait(lambda: any(saved(folder) for folder in folders), lambda: self.log)
+        wait(lambda: any(saved(folder) for folder in folders), lambda: self.log, look_s=0.02)
         send(signal.SIGSTOP, processes_of(job, "experiments.cluster.work"))
 
 
@@ -129,12 +129,12 @@ def checkout(tmp_path: Path) -> Path:
     return copy
 
 
-def wait(until: Callable[[], Any], told: Callable[[], str]) -> None:
+def wait(until: Callable[[], Any], told: Callable[[], str], look_s: float = 0.3) -> None:
     """Wait for something, and say what is known if it does not come."""
     deadline = time.monotonic() + PATIENCE
     while not until():
         assert time.monotonic() < deadline, told()
-        time.sleep(0.3)
+        time.sleep(look_s)
 
 
 def squeue(form: str = "%i %t") -> list[str]:

@@ -35,8 +35,8 @@ from tests.cluster.conftest import (
 )
 
 pytestmark = pytest.mark.slow
-LONG = ("method=adam", "seeds=1", "protocol.patience=100000", "protocol.max_steps=3000", "checkpoint_every_s=0")
-"""One run of 60 evaluations, each with a checkpoint: so many that it is not over before it is stopped."""
+LONG = ("method=adam", "seeds=1", "protocol.patience=100000", "protocol.max_steps=1500", "checkpoint_every_s=0")
+"""One run of 30 evaluations, each with a checkpoint: so many that it is not over before it is stopped."""
 
 
 @pytest.fixture
