@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from experiments.cells import Planned, plan
+from experiments.cluster import manifest, submit
+from experiments.cluster.manifest import Manifest
 from experiments.config import ROOT
 from experiments.runner import folder_of
 
@@ -25,6 +27,8 @@ NEEDED = ("munged", "slurmctld", "slurmd", "sbatch")
 PATIENCE = 900.0
 """Seconds for anything; a machine may be busy."""
 CLOCKS = ("train_s", "wall_s")
+DEMO = ("sweep=demo", "preset=demo", "method=dr", "seeds=10")
+"""Ten runs of one cell, as composing takes its time."""
 
 
 @pytest.fixture(scope="session")
@@ -112,6 +116,19 @@ def sweep(slurm: Path, arguments: list[str]) -> Callable[..., Sweep]:
     def make(*more: str, root: Path = ROOT) -> Sweep:
         keys = [each.partition("=")[0] for each in more]
         return Sweep([each for each in arguments if each.partition("=")[0] not in keys] + list(more), root)
+
+    return make
+
+
+@pytest.fixture
+def frozen(tmp_path: Path) -> Callable[..., Manifest]:
+    """A submission of the demo's runs, two in a task, which nobody does."""
+
+    def make(*more: str) -> Manifest:
+        runs = plan([*DEMO, f"paths.results={tmp_path / 'runs'}", *more])
+        folder = tmp_path / f"submission-{len(list(tmp_path.glob('submission-*')))}"
+        folder.mkdir()
+        return manifest.write(folder, submit.arranged(runs, 2), "0" * 40)
 
     return make
 

@@ -1,0 +1,141 @@
+"""What a task does on its node: data, caches, memory, its processes and their signals. No SLURM needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from experiments.cluster import task
+from experiments.cluster.manifest import Manifest
+from experiments.cluster.queue import ids
+from experiments.cluster.work import on_node, ordered
+from experiments.config import TrackerConfig, UsageError
+from experiments.interruption import Interruption
+from experiments.memory import device_bytes, limit_bytes
+from experiments.runner import folder_of
+
+
+def test_data_are_staged_whole_and_again_when_they_change(tmp_path: Path) -> None:
+    source, target = tmp_path / "shared" / "mnist", tmp_path / "node" / "data" / "mnist"
+    task.stage(source, target)
+    assert not target.exists()
+    source.mkdir(parents=True)
+    (source / "meta.json").write_text("1")
+    (source / "x.npy").write_text("one")
+    task.stage(source, target)
+    assert (target / "x.npy").read_text() == "one"
+    (target / "x.npy").write_text("kept")
+    task.stage(source, target)
+    assert (target / "x.npy").read_text() == "kept"
+    (source / "meta.json").write_text("2")
+    task.stage(source, target)
+    assert (target / "x.npy").read_text() == "one"
+    assert sorted(path.name for path in target.parent.iterdir()) == [".mnist.lock", "mnist"]
+
+
+def test_a_node_is_prepared_as_the_profile_says(
+    frozen: Callable[..., Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("XLA_PYTHON_CLIENT_MEM_FRACTION", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    local = f"cluster.local={tmp_path / 'node'}"
+    found = task.node_environment(frozen(local, "cluster.stage=true", "jobs=3", "cluster.gpus=1"), 0)
+    own = tmp_path / "node" / f"pjax-{os.getuid()}"
+    assert found["JAX_COMPILATION_CACHE_DIR"] == str(own / "compiled")
+    assert found["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.300"
+    assert found["PJAX_STAGED_DATA"] == str(own / "data")
+    assert own.stat().st_mode & 0o077 == 0
+    bare = task.node_environment(frozen(local, "cluster.cache=false"), 0)
+    assert bare.keys().isdisjoint({"XLA_PYTHON_CLIENT_MEM_FRACTION", "PJAX_STAGED_DATA", "JAX_COMPILATION_CACHE_DIR"})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"cluster\.local=.*file cannot be used on this node"):
+        task.node_environment(frozen(f"cluster.local={tmp_path / 'file'}"), 0)
+
+
+def test_a_gpus_share_is_not_shared_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.memory.device_bytes", lambda: 12_000)
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    assert limit_bytes(None, 4) == 3_000
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.225")
+    assert limit_bytes(None, 4) == 12_000
+    monkeypatch.setattr("jax.default_backend", lambda: "cpu")
+    assert limit_bytes(None, 4) == 3_000
+    assert device_bytes()
+
+
+def test_a_run_is_done_as_its_node_wants_it(frozen: Callable[..., Manifest], monkeypatch: pytest.MonkeyPatch) -> None:
+    written = frozen("jobs=2", "tracker=wandb", "retry_failed=true", "cluster.memory_gb=10")
+    first, second = written.planned(0)
+    monkeypatch.setenv("PJAX_STAGED_DATA", "/node/data")
+    done = on_node(first, written, 0).config
+    assert (done.paths.data, done.memory_gb, done.tracker, done.retry_failed) == (
+        "/node/data",
+        5,
+        first.config.tracker,
+        True,
+    )
+    assert on_node(first, written, 1).config.tracker == TrackerConfig("none")
+    folder = folder_of(first.config)
+    folder.mkdir(parents=True)
+    (folder / "FAILED.json").write_text(json.dumps({"time": "2020-01-01T00:00:00+00:00"}))
+    assert on_node(first, written, 0).config.retry_failed
+    (folder / "FAILED.json").write_text(json.dumps({"time": "2999-01-01T00:00:00+00:00"}))
+    assert not on_node(first, written, 0).config.retry_failed
+    # What was begun more often comes last.
+    (folder / "attempts.jsonl").write_text('{"attempt": 1, "what": "started"}\n')
+    assert ordered([first, second], 0) == [second, first]
+
+
+def supervised(code: list[str], restarts: int = 4, patience_s: float = 60) -> tuple[int, Interruption]:
+    interruption = Interruption()
+    interruption.deferred = True
+    commands = [[sys.executable, "-c", each] for each in code]
+    timer = threading.Timer(2, interruption.handle, (signal.SIGUSR1, None))
+    timer.start()
+    try:
+        return task.supervise(commands, dict(os.environ), restarts, interruption, patience_s), interruption
+    finally:
+        timer.cancel()
+
+
+def test_a_process_that_is_killed_is_started_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    mark = tmp_path / "mark"
+    killed = (
+        f"import os, pathlib\np = pathlib.Path({str(mark)!r})\nif not p.exists(): p.touch(); os.kill(os.getpid(), 9)"
+    )
+    assert supervised([killed, "pass"])[0] == 0
+    assert "a process was killed (SIGKILL), out of memory perhaps: it goes on" in capfd.readouterr().out
+    assert supervised(["import os; os.kill(os.getpid(), 9)", "raise SystemExit(2)"], restarts=1)[0] == 2
+    assert "error: a process was killed (SIGKILL) again and again" in capfd.readouterr().err
+
+
+def test_a_signal_is_handed_on_and_its_status_handed_back() -> None:
+    waits = "import signal, sys, time\nsignal.signal(signal.SIGUSR1, lambda *_: sys.exit(138))\ntime.sleep(60)"
+    before = time.monotonic()
+    assert supervised([waits, "raise SystemExit(1)"])[0] == 138
+    assert (
+        supervised(["import signal, time\nsignal.signal(signal.SIGUSR1, signal.SIG_IGN)\ntime.sleep(60)"], 4, 1)[0]
+        == 138
+    )
+    assert time.monotonic() - before < 50
+
+
+def test_a_job_says_its_ids_and_not_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [*os.environ]:
+        if name.startswith("SLURM_"):
+            monkeypatch.delenv(name)
+    assert ids() == {}
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "11")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    monkeypatch.setenv("SLURM_NODELIST", "node7")
+    assert ids() == {"job": 12, "array_job": 11, "array_task": 0}
