@@ -128,6 +128,8 @@ def without_node(job: int, sweep: Sweep) -> None:
     folder = Path(os.environ["SLURM_CONF"]).parent
     send(signal.SIGKILL, [int((folder / "slurmd.pid").read_text())])
     send(signal.SIGKILL, processes_of(job))
+    # SLURM takes the node for dead when it has not answered for a while.
+    wait(lambda: f"{job}_0 PD" in squeue(), lambda: str(squeue()))
     subprocess.run([LOCAL_CLUSTER, "restart-node", folder], check=True, timeout=120)
 
 
