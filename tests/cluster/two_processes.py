@@ -52,8 +52,8 @@ def trained(method: str, data_dir: str, x64: bool) -> dict[str, Any]:
     data, keeper, flops = load(config.dataset, config.data_dir).limited(5000), Last(), []
     build, compile_chunk = training.build_model, loop.Runs.compile_chunk
 
-    def counted(runs: loop.Runs, batch_size: int) -> Compiled:
-        compiled = compile_chunk(runs, batch_size)
+    def counted(self: loop.Runs, batch_size: int) -> Compiled:
+        compiled = compile_chunk(self, batch_size)
         analysis: Any = compiled.cost_analysis()
         flops.append(analysis["flops"])
         return compiled
@@ -62,7 +62,7 @@ def trained(method: str, data_dir: str, x64: bool) -> dict[str, Any]:
     training.published_ms_per_step = lambda *_: 0.0
     with jax.enable_x64(x64):
         if x64:
-            training.build_model = lambda config: Doubled(build(config))  # type: ignore[return-value]
+            training.build_model = lambda config: Doubled(build(config))
             data = in_64_bits(data)
         try:
             training.train(config, data, lambda _: None, keeper)
