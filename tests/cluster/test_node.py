@@ -95,16 +95,14 @@ def test_a_run_is_done_as_its_node_wants_it(frozen: Callable[..., Manifest], mon
     assert ordered([first, second], 0) == [second, first]
 
 
-def supervised(code: list[str], restarts: int = 4, patience_s: float = 60) -> tuple[int, Interruption]:
+def supervised(code: list[str], restarts: int = 4, signal_s: float | None = None, patience_s: float = 60) -> int:
+    """The status of supervised processes; SIGUSR1 comes after so many seconds."""
     interruption = Interruption()
     interruption.deferred = True
+    if signal_s is not None:
+        threading.Timer(signal_s, interruption.handle, (signal.SIGUSR1, None)).start()
     commands = [[sys.executable, "-c", each] for each in code]
-    timer = threading.Timer(2, interruption.handle, (signal.SIGUSR1, None))
-    timer.start()
-    try:
-        return task.supervise(commands, dict(os.environ), restarts, interruption, patience_s), interruption
-    finally:
-        timer.cancel()
+    return task.supervise(commands, dict(os.environ), restarts, interruption, patience_s)
 
 
 def test_a_process_that_is_killed_is_started_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -112,16 +110,16 @@ def test_a_process_that_is_killed_is_started_again(tmp_path: Path, capfd: pytest
     killed = (
         f"import os, pathlib\np = pathlib.Path({str(mark)!r})\nif not p.exists(): p.touch(); os.kill(os.getpid(), 9)"
     )
-    assert supervised([killed, "pass"])[0] == 0
+    assert supervised([killed, "pass"]) == 0
     assert "a process was killed (SIGKILL), out of memory perhaps: it goes on" in capfd.readouterr().out
-    assert supervised(["import os; os.kill(os.getpid(), 9)", "raise SystemExit(2)"], restarts=1)[0] == 2
+    assert supervised(["import os; os.kill(os.getpid(), 9)", "raise SystemExit(2)"], restarts=1) == 2
     assert "error: a process was killed (SIGKILL) again and again" in capfd.readouterr().err
 
 
 def test_a_signal_is_handed_on_and_its_status_handed_back() -> None:
     waits = "import signal, sys, time\nsignal.signal(signal.SIGUSR1, lambda *_: sys.exit(138))\ntime.sleep(60)"
     before = time.monotonic()
-    assert supervised([waits, "raise SystemExit(1)"])[0] == 138
+    assert supervised([waits, "raise SystemExit(1)"], signal_s=1) == 138
     assert (
         supervised(["import signal, time\nsignal.signal(signal.SIGUSR1, signal.SIG_IGN)\ntime.sleep(60)"], 4, 1)[0]
         == 138
