@@ -120,11 +120,9 @@ def test_a_signal_is_handed_on_and_its_status_handed_back() -> None:
     waits = "import signal, sys, time\nsignal.signal(signal.SIGUSR1, lambda *_: sys.exit(138))\ntime.sleep(60)"
     before = time.monotonic()
     assert supervised([waits, "raise SystemExit(1)"], signal_s=1) == 138
-    assert (
-        supervised(["import signal, time\nsignal.signal(signal.SIGUSR1, signal.SIG_IGN)\ntime.sleep(60)"], 4, 1)[0]
-        == 138
-    )
-    assert time.monotonic() - before < 50
+    deaf = "import signal, time\nsignal.signal(signal.SIGUSR1, signal.SIG_IGN)\ntime.sleep(60)"
+    assert supervised([deaf], signal_s=1, patience_s=1) == 138
+    assert time.monotonic() - before < 55
 
 
 def test_a_job_says_its_ids_and_not_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
