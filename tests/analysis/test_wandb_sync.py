@@ -203,7 +203,8 @@ def test_what_cannot_be_sent_is_said_and_written(two: list[Path], server_is: str
     with socket.create_server(("127.0.0.1", 0)) as hole:
         silent = f"http://127.0.0.1:{hole.getsockname()[1]}"
         url = {"silent": silent, "absent": "http://127.0.0.1:9"}.get(server_is, server.url)
-        times = ["--start-timeout", "3", "--finish-timeout", "3", "--run", run.name]
+        # The second is only waited for where nothing comes; a busy machine may need it for what comes.
+        times = ["--start-timeout", "3", "--finish-timeout", "50", "--run", run.name]
         key = server_is != "without a key"
         done = sync(run.parent, url, *times, key=key)
         assert done.returncode == 1
