@@ -65,6 +65,7 @@ def test_the_commands_of_the_page_work_in_their_order(checkout: Path) -> None:
     assert "missing" not in shown[-1]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("path", "broken", "arguments", "said"),
     [
