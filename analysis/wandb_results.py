@@ -8,7 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
+
+import filelock
 
 from analysis.wandb_client import NotSent, begin, finish
 
@@ -52,14 +55,36 @@ def send_results(
     """
     results = results_of(runs)
     name = name_of(results)
-    note = notes / f"{name}.json"
+    note, lock = notes / f"{name}.json", filelock.FileLock(notes.parent / f"{name}.lock", timeout=0)
     if not results or note.exists():
         return None
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock)
+        except filelock.Timeout:
+            return None  # another process sends it
+        _send(results, name, runs, notes.parent, project, entity, offline, start_timeout, finish_timeout)
+    notes.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps({"files": sum(map(len, results.values()))}) + "\n", encoding="utf-8")
+    return name
+
+
+def _send(
+    results: Mapping[str, list[Path]],
+    name: str,
+    runs: Path,
+    folder: Path,
+    project: str,
+    entity: str | None,
+    offline: bool,
+    start_timeout: float,
+    finish_timeout: float,
+) -> None:
     import wandb
 
     run = begin(
         name,
-        notes.parent,
+        folder,
         start_timeout,
         offline=offline,
         project=project,
@@ -69,13 +94,12 @@ def send_results(
     )
     try:
         for kind, files in results.items():
-            artifact = wandb.Artifact(kind, type=kind)
+            # Those of other folders of runs are no newer version of the paper's.
+            artifact = wandb.Artifact(kind if runs.name == "runs" else f"{runs.name}-{kind}", type=kind)
             for path in files:
                 artifact.add_file(str(path))
             run.log_artifact(artifact)
     except (wandb.Error, OSError, ValueError) as error:
+        finish(run, name, finish_timeout, exit_code=1)
         raise NotSent(f"{name}: {error}") from error
     finish(run, name, finish_timeout)
-    notes.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps({"files": sum(map(len, results.values()))}) + "\n", encoding="utf-8")
-    return name

@@ -124,7 +124,7 @@ def test_the_operators_are_part_of_a_method_that_takes_them(checkout: Path) -> N
     ("command", "said"),
     [
         ("method=difference_map method.options.gamma=1", "method.options"),
-        ("method=difference_map method.options.beta=0", "method.options: beta=0"),
+        ("method=difference_map method.options.beta=0", "method.options: ValueError: beta=0"),
         ("method=difference_map method.steps_per_update=10", "an update of method 'difference_map' is 50 steps"),
         ("method=difference_map method.file=mlp", "unknown method.file=mlp. Known: difference_map"),
         ("model=maxout preset=quick", "preset=quick says nothing of model.family=maxout"),
