@@ -10,7 +10,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from analysis.wandb_client import NotSent, begin, finish
+import filelock
+
+from analysis.wandb_client import Client, NotSent
 
 KINDS = {"tables": (".md", ".csv", ".tex"), "figures": (".png", ".svg", ".pdf", ".md")}
 """Folders of results, each an artifact of this name and type, and the endings of their files."""
@@ -35,47 +37,41 @@ def name_of(results: Mapping[str, list[Path]]) -> str:
     return f"results-{digest.hexdigest()[:8]}"
 
 
-def send_results(
-    runs: Path,
-    notes: Path,
-    *,
-    project: str,
-    entity: str | None,
-    offline: bool,
-    start_timeout: float,
-    finish_timeout: float,
-) -> str | None:
-    """Send what was made of a folder of runs; returns the run's name, or None where there is nothing new.
+def send_results(client: Client, runs: Path) -> str | None:
+    """Send what was made of a folder of runs; returns the W&B run's name, or None where there is nothing new.
 
     Raises:
         NotSent: W&B does not answer or refuses.
     """
     results = results_of(runs)
     name = name_of(results)
-    note = notes / f"{name}.json"
+    note = client.notes / f"{name}.json"
     if not results or note.exists():
         return None
+    # Those of other folders of runs are no newer version of the paper's.
+    prefix = "" if runs.name == "runs" else f"{runs.name}-"
+    try:
+        with filelock.FileLock(client.folder / f"{name}.lock", timeout=0):
+            _send(client, name, {f"{prefix}{kind}": (kind, files) for kind, files in results.items()})
+    except filelock.Timeout:
+        return None  # another process sends it
+    client.notes.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps({"files": sum(map(len, results.values()))}) + "\n", encoding="utf-8")
+    return name
+
+
+def _send(client: Client, name: str, artifacts: Mapping[str, tuple[str, list[Path]]]) -> None:
+    """Artifacts by name, each of a type and with files."""
     import wandb
 
-    run = begin(
-        name,
-        notes.parent,
-        start_timeout,
-        offline=offline,
-        project=project,
-        entity=entity,
-        group="results",
-        job_type="aggregate",
-    )
+    run = client.begin(name, group="results", job_type="aggregate")
     try:
-        for kind, files in results.items():
-            artifact = wandb.Artifact(kind, type=kind)
+        for title, (kind, files) in artifacts.items():
+            artifact = wandb.Artifact(title, type=kind)
             for path in files:
                 artifact.add_file(str(path))
             run.log_artifact(artifact)
     except (wandb.Error, OSError, ValueError) as error:
+        client.finish(run, name, exit_code=1)
         raise NotSent(f"{name}: {error}") from error
-    finish(run, name, finish_timeout)
-    notes.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps({"files": sum(map(len, results.values()))}) + "\n", encoding="utf-8")
-    return name
+    client.finish(run, name)

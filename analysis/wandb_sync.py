@@ -26,7 +26,7 @@ import pandas as pd
 import yaml
 
 from analysis.load import LoadError, load_events
-from analysis.wandb_client import NotSent, begin, finish
+from analysis.wandb_client import Client, NotSent
 from analysis.wandb_results import send_results
 
 LOOK_SECONDS = 2.0
@@ -36,47 +36,12 @@ LEASE_SECONDS = 30.0
 
 
 class Sender:
-    """Sends runs to one project.
+    """Sends runs to one project."""
 
-    Args:
-        project: of W&B.
-        entity: a user or a team; None: the key's own.
-        offline: write W&B's files instead of sending.
-        folder: for W&B's files and the notes of what has been sent.
-        start_timeout: seconds for the first answer.
-        finish_timeout: seconds for a run's last sending.
-    """
-
-    def __init__(
-        self,
-        project: str,
-        entity: str | None,
-        folder: Path,
-        *,
-        offline: bool,
-        start_timeout: float,
-        finish_timeout: float,
-    ) -> None:
-        self.offline = offline
-        self._project, self._entity, self.folder = project, entity, folder
-        self._start_timeout, self._finish_timeout = start_timeout, finish_timeout
+    def __init__(self, client: Client) -> None:
+        self.client = client
         self._begun: dict[str, _Begun] = {}
         self._whole: dict[str, str] = {}
-        server = os.environ.get("WANDB_BASE_URL", "")
-        target = json.dumps([server, entity, project, offline])
-        self._notes = folder / hashlib.sha256(target.encode()).hexdigest()[:8]
-
-    def send_results(self, runs: Path) -> str | None:
-        """Send the tables and figures that were made of a folder of runs; see `wandb_results`."""
-        return send_results(
-            runs,
-            self._notes,
-            project=self._project,
-            entity=self._entity,
-            offline=self.offline,
-            start_timeout=self._start_timeout,
-            finish_timeout=self._finish_timeout,
-        )
 
     def send(self, run: Path, *, last: bool = False) -> bool:
         """Send what is new in a run's folder; returns whether anything was.
@@ -93,7 +58,7 @@ class Sender:
         # Before W&B begins the run: one whose files are damaged leaves no half of itself there.
         events, summary = _events(run, whole=end is not None), _summary(end)
         if run.name not in self._begun:
-            lock = filelock.FileLock(self.folder / f"{run.name}.lock")
+            lock = filelock.FileLock(self.client.folder / f"{run.name}.lock")
             try:
                 lock.acquire(timeout=0)
             except filelock.Timeout:
@@ -114,7 +79,7 @@ class Sender:
 
     def _sent(self, run: Path, end: Path | None) -> bool:
         """Whether the run's end is as it was when it was sent."""
-        note = self._notes / f"{run.name}.json"
+        note = self.client.notes / f"{run.name}.json"
         if run.name not in self._whole and note.exists():
             self._whole[run.name] = json.loads(note.read_text(encoding="utf-8"))["end"]
         return run.name in self._whole and self._whole[run.name] == _digest(end)
@@ -128,13 +93,8 @@ class Sender:
             tags = [config["protocol"]["name"], *copy]
         with _naming(run / "environment.json"):
             where = {name: environment[name] for name in ("device", "commit")}
-        begun = begin(
+        begun = self.client.begin(
             run.name,
-            self.folder,
-            self._start_timeout,
-            offline=self.offline,
-            project=self._project,
-            entity=self._entity,
             group="-".join(cell.values()),
             job_type=cell["method"],
             tags=tags,
@@ -151,13 +111,13 @@ class Sender:
     def _end(self, run: Path, end: Path | None, summary: dict[str, Any]) -> None:
         begun = self._begun[run.name]
         begun.run.summary.update(summary)
-        finish(begun.run, run.name, self._finish_timeout, int(end is None or end.name != "record.json"))
+        self.client.finish(begun.run, run.name, int(end is None or end.name != "record.json"))
         del self._begun[run.name]
         if end:
             self._whole[run.name] = _digest(end)
-            self._notes.mkdir(parents=True, exist_ok=True)
-            note = {"end": self._whole[run.name], "url": None if self.offline else begun.run.url}
-            (self._notes / f"{run.name}.json").write_text(json.dumps(note) + "\n", encoding="utf-8")
+            self.client.notes.mkdir(parents=True, exist_ok=True)
+            note = {"end": self._whole[run.name], "url": None if self.client.offline else begun.run.url}
+            (self.client.notes / f"{run.name}.json").write_text(json.dumps(note) + "\n", encoding="utf-8")
         begun.lock.release()
 
 
@@ -253,15 +213,15 @@ def sync(sender: Sender, runs: Sequence[Path], folder: Path | None = None) -> in
         except LoadError as error:
             broken += 1
             print(f"error: {error}", file=sys.stderr)
-    where = f"written to {sender.folder}" if sender.offline else "sent"
+    where = f"written to {sender.client.folder}" if sender.client.offline else "sent"
     going = f", {left} go on and are left for later" if left else ""
     _say(f"{sent} of {len(runs)} runs {where}, {len(runs) - sent - left - broken} had nothing new{going}")
-    if folder and (name := sender.send_results(folder)):
+    if folder and (name := send_results(sender.client, folder)):
         _say(f"tables and figures {where} as artifacts of {name}")
     return 1 if broken else 0
 
 
-def follow(sender: Sender, runs: Sequence[Path], finish_timeout: float) -> None:
+def follow(sender: Sender, runs: Sequence[Path]) -> None:
     """Send runs as they go on, until the standard input ends.
 
     Raises:
@@ -272,7 +232,7 @@ def follow(sender: Sender, runs: Sequence[Path], finish_timeout: float) -> None:
     def listen() -> None:
         sys.stdin.buffer.read()
         ended.set()
-        timer = threading.Timer(2 * finish_timeout, _give_up)
+        timer = threading.Timer(2 * sender.client.finish_timeout, _give_up)
         timer.daemon = True
         timer.start()
 
@@ -319,19 +279,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with suppress(OSError):
             Path("/proc/self/autogroup").write_text("19", encoding="utf-8")
 
-    def sender(*, offline: bool) -> Sender:
-        times = {"start_timeout": options.start_timeout, "finish_timeout": options.finish_timeout}
-        folder = options.folder / ".wandb"
-        folder.mkdir(parents=True, exist_ok=True)
-        return Sender(options.project, options.entity, folder, offline=offline, **times)
-
+    offline = options.mode == "offline"
+    folder, times = options.folder / ".wandb", (options.start_timeout, options.finish_timeout)
+    folder.mkdir(parents=True, exist_ok=True)
+    sender = Sender(Client(options.project, options.entity, folder, offline, *times))
     try:
-        offline = options.mode == "offline"
         if not options.follow:
             # W&B would ask for a key, without a word of what it asks for.
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            return sync(sender(offline=offline), runs, None if options.run else options.folder)
-        follow(sender(offline=offline), runs, options.finish_timeout)
+            return sync(sender, runs, None if options.run else options.folder)
+        follow(sender, runs)
     except NotSent as error:
         if options.follow and options.mode == "auto":
             _say(f"{error}. Runs are written offline; `make wandb-sync` sends them later")

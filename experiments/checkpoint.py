@@ -97,6 +97,7 @@ def save(folder: Path, snapshot: Snapshot) -> None:
     scratch = path.with_name(f"{path.name}.new")
     try:
         path.parent.mkdir(exist_ok=True)
+        sync(folder)
         args = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), rest=ocp.args.JsonSave(rest))
         _checkpointer().save(scratch.resolve(), args=args)
         write_json(scratch / SUMS, _sums(scratch))

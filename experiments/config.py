@@ -42,11 +42,11 @@ def blaming(what: str) -> Iterator[None]:
     except UsageError:
         raise
     except Exception as error:
-        frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+        frames = [(Path(frame.filename).resolve(), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
         ours = [(path.relative_to(ROOT), line) for path, line in frames if path.is_relative_to(ROOT)]
         # An environment may lie in the repository.
-        path, line = [(path, line) for path, line in ours if not path.parts[0].startswith(".")][-1]
-        raise UsageError(f"{what}: {type(error).__name__}: {error} ({path}, line {line})") from error
+        places = [f" ({path}, line {line})" for path, line in ours if not path.parts[0].startswith(".")]
+        raise UsageError(f"{what}: {type(error).__name__}: {error}{''.join(places[-1:])}") from error
 
 
 # A key with a default came after the first runs, which all had this value: at its default it is no part of a run's

@@ -27,15 +27,15 @@ from experiments.records import (
     write_json,
     write_record,
 )
-from experiments.storage import StorageError, append, discard, relative, sync, write_whole, writing
+from experiments.storage import StorageError, append, discard, relative, storage_error, sync, write_whole, writing
 
 if TYPE_CHECKING:
     from experiments.checkpoint import Snapshot
 
 UNSAID = ("paths.", "retry_failed", "memory_gb", "checkpoint_every_s", "jobs", "tracker", "cluster", "hydra", "+sweep")
 """Arguments that `command.sh` leaves to the machine that repeats the run."""
-WRITTEN = ("config.yaml", "environment.json", "command.sh", "events.jsonl", "attempts.jsonl", "FAILED.json")
-"""What an attempt changes in the folder, checkpoints aside."""
+WRITTEN = ("FAILED.json", "config.yaml", "environment.json", "command.sh", "events.jsonl", "attempts.jsonl")
+"""What an attempt changes in the folder, checkpoints aside; what matters most first."""
 
 
 class RunFailed(Exception):
@@ -56,7 +56,7 @@ class RunFolder:
         self._overrides, self._owner = overrides, owner
         self._started, self._environment, self._step = _now(), describe(config.jobs), 0
         # What is left of earlier attempts if this one is refused.
-        self._earlier = {name: (path / name).read_text() for name in WRITTEN if (path / name).exists()}
+        self._earlier = {name: _earlier(path / name) for name in WRITTEN if (path / name).exists()}
         # A process that was killed while it wrote leaves half a line.
         self._log = [line for text in self._earlier.get("attempts.jsonl", "").splitlines() if (line := _parsed(text))]
         self._attempt = 1 + max((line["attempt"] for line in self._log), default=0)
@@ -195,6 +195,18 @@ class RunFolder:
         self._log.append(line)
         # Whole, and not appended: a line that was cut earlier must not spoil this one.
         write_whole(self.path / "attempts.jsonl", "".join(f"{_line(each)}\n" for each in self._log))
+
+
+def _earlier(path: Path) -> str:
+    """A file of an earlier attempt, as far as it is text.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    try:
+        return path.read_text(errors="replace")
+    except OSError as error:
+        raise storage_error(path, error, "read") from error
 
 
 def earlier_failure(folder: Path) -> str:

@@ -128,10 +128,7 @@ def _own(config: OwnConfig, engine: EngineConfig) -> Method:
             raise UsageError(f"unknown method.file={config.file}. Known: {', '.join(having('METHOD')) or 'none'}")
     with blaming("method.options"):
         operators = {"operators": _operators(engine)} if config.engine else {}
-        try:
-            method = build(**config.options, **operators)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"method.options: {error}") from error
+        method = build(**config.options, **operators)
     if method.steps_per_update != config.steps_per_update:
         raise UsageError(
             f"method.steps_per_update={config.steps_per_update}, but an update of method '{config.name}' is "

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.managers import SyncManager
 from queue import Queue
 from typing import TypeAlias
 
@@ -26,7 +27,7 @@ from omegaconf import DictConfig
 
 from experiments.cells import Planned
 from experiments.config import CONF, ROOT, RunConfig, UsageError, register_schemas, to_run_config
-from experiments.interruption import interruptible
+from experiments.interruption import Interrupted, interruptible
 from experiments.progress import RunProgress, describe_outcome
 from experiments.records import Event, run_id
 from experiments.runner import RunBusy, RunFailed, execute
@@ -77,27 +78,28 @@ def run_side_by_side(runs: Sequence[Planned], jobs: int, progress: RunProgress) 
         while left := [run for run in runs if run_id(run.config) not in seen.ended]:
             batch = [run for run in left if cut[run_id(run.config)] < SHARED_ENDS] or left[:1]
             seen.started.clear()
-            broken = False
+            broken: BrokenProcessPool | None = None
             try:
                 launch([run.overrides for run in batch])
-            except BrokenProcessPool:
-                broken = True
+            except BrokenProcessPool as error:
+                broken = error
             news.join()
             if not broken:
                 continue
+            # It has the exit codes, or what else went wrong.
+            why = " ".join(str(broken).split())
             names = [run_id(run.config) for run in batch]
             # A process that was killed before it could tell of its run may have had any.
             lost = [name for name in names if name in seen.started and name not in seen.ended] or names
             cut.update(lost)
             if len(batch) == 1:
                 error = ProcessEnded(
-                    f"{lost[0]}: its process was killed, by a kernel that is out of memory perhaps; the same command "
-                    "goes on from its last checkpoint"
+                    f"{lost[0]}: its process was killed; the same command goes on from its last checkpoint. {why}"
                 )
                 news.put((lost[0], Ended(describe_outcome(error), error)))
                 news.join()
             else:
-                progress.line(f"a process was killed, out of memory perhaps; {len(lost)} runs were cut and go on")
+                progress.line(f"a process was killed; {len(lost)} runs were cut and go on. {why}")
     return {name: ended.error for name, ended in seen.ended.items() if ended.error}
 
 
@@ -137,9 +139,27 @@ def _job(news: Queue[News], cfg: DictConfig) -> None:
         outcome = execute(config, HydraConfig.get().overrides.task, lambda event: news.put((name, event)))
     except (UsageError, RunBusy, RunFailed, StorageError) as error:
         outcome = error
+    except Interrupted as error:
+        # A signal to this process alone; one to the launching process ends all.
+        outcome = ProcessEnded(f"{name}: {error} ended it, saved; the same command goes on from there")
     except Exception:
         outcome = ProcessEnded(f"{name}: ended by an error that is not the run's\n{traceback.format_exc()}")
     news.put((name, Ended(describe_outcome(outcome), outcome if isinstance(outcome, Exception) else None)))
+
+
+def _show(progress: RunProgress, config: RunConfig, what: Event | Ended | None) -> None:
+    if what is None:
+        progress.start(config)
+    elif isinstance(what, Event):
+        progress.event(config, what)
+    else:
+        progress.end(config, what.words)
+
+
+def _deaf() -> None:
+    """Signals to all processes of a job are for the one that launched the others."""
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(signum, signal.SIG_IGN)
 
 
 @contextmanager
@@ -147,21 +167,28 @@ def _shown(configs: Mapping[str, RunConfig], progress: RunProgress) -> Iterator[
     """A queue that other processes can write to, and what came through it, which is shown as it comes."""
     seen = Seen()
     # Not forked: this process has JAX's threads.
-    with multiprocessing.get_context("spawn").Manager() as manager:
+    manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
+    manager.start(_deaf)
+    with manager:
         news: Queue[News | None] = manager.Queue()
 
         def show() -> None:
+            display = True
             while (item := news.get()) is not None:
                 name, what = item
+                known = name in seen.ended
                 if what is None:
                     seen.started.add(name)
-                    progress.start(configs[name])
-                elif isinstance(what, Event):
-                    progress.event(configs[name], what)
-                elif name not in seen.ended:
-                    seen.ended[name] = what
-                    progress.end(configs[name], what.words)
-                news.task_done()
+                elif isinstance(what, Ended):
+                    seen.ended.setdefault(name, what)
+                try:
+                    if display and not known:
+                        _show(progress, configs[name], what)
+                except (Exception, SystemExit):
+                    # The terminal is gone, or the disk that the output goes to is full. The runs go on.
+                    display = False
+                finally:
+                    news.task_done()
 
         thread = threading.Thread(target=show)
         thread.start()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -183,7 +183,9 @@ def _train(
 
     def note(config: RunConfig, event: Event) -> None:
         by_name[run_id(config)].note(event)
-        on_event(config, event)
+        # Who watches may be gone, or writes to a full disk, which is no failure of the run.
+        with suppress(OSError, EOFError):
+            on_event(config, event)
 
     first = next(iter(begun.values()))
     saver = Saver([folder.save for folder in begun.values()], first.config.checkpoint_every_s, interruption)

@@ -159,19 +159,24 @@ def replacing(folder: Path) -> Iterator[Path]:
     Raises:
         UsageError: it cannot be written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        fresh = Path(scratch) / folder.name
-        fresh.mkdir()
-        try:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+            fresh, earlier = Path(scratch) / folder.name, Path(scratch) / "earlier"
+            fresh.mkdir()
             yield fresh
             if folder.exists():
-                folder.rename(Path(scratch) / "earlier")
-            fresh.rename(folder)
-        except OSError as error:
-            if error.filename and not Path(error.filename).is_relative_to(folder.parent):
-                raise  # of an original file, which it names
-            raise UsageError(f"the data are not prepared: {refused(folder, error)}; what was there is kept") from error
+                folder.rename(earlier)
+            try:
+                fresh.rename(folder)
+            except OSError:
+                if earlier.exists():
+                    earlier.rename(folder)
+                raise
+    except OSError as error:
+        if error.filename and not Path(error.filename).is_relative_to(folder.parent):
+            raise  # of an original file, which it names
+        raise UsageError(f"the data are not prepared: {refused(folder, error)}; what was there is kept") from error
 
 
 def write_cache(folder: Path, arrays: Mapping[str, NDArray], *, altered: bool = False) -> str:

@@ -96,11 +96,14 @@ def _fetch(url: str, part: Path, size: int, timeout_s: float, progress: Progress
             start = 0
         elif not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             raise http.client.HTTPException("the server sends another part of the file than it was asked for")
-        with part.open("ab" if start else "wb") as file:
+        # Past every buffer, which would be written once more when the file is closed.
+        with part.open("ab" if start else "wb", buffering=0) as file:
             progress.update(task, completed=start)
             while piece := answer.read1(min(PIECE, size - start)):
                 try:
-                    file.write(piece)
+                    written = 0
+                    while written < len(piece):
+                        written += file.write(piece[written:])
                 except OSError as error:
                     raise UsageError(f"{refused(part, error)}; make room, and the same command goes on") from error
                 start += len(piece)

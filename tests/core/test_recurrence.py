@@ -416,7 +416,7 @@ def test_a_counter_carried_through_a_nested_scan_is_no_constraint():
     assert np.isfinite(optim.AlternatingProjections(3).update(loss_fn, params).loss)
 
 
-def test_what_is_only_printed_needs_no_rule(capsys):
+def test_what_is_only_printed_needs_no_rule():
     """Beside a counter, which is evaluated all the same."""
     x, y, h, start = _data()
 

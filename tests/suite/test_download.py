@@ -195,3 +195,9 @@ def test_without_a_network_file_place_and_command_are_named(
     assert f"put {file.name} ({file.size:,} bytes) into a folder" in message
     assert f"make data DATASET={name} RAW=<folder" in message
     assert not (tmp_path / name).exists()
+
+
+def test_a_full_disk_is_said_at_once(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file.part").symlink_to("/dev/full")
+    with pytest.raises(UsageError, match=r"cannot write .*file\.part: No space left .* make room"):
+        fetch(server, tmp_path / "file")

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from experiments import parallel
 from experiments.cells import Planned, plan
-from experiments.config import ROOT, UsageError
+from experiments.config import ROOT, RunConfig, UsageError
 from experiments.memory import limit_bytes
 from experiments.progress import RunProgress
 from experiments.records import run_id, saved_steps
@@ -82,7 +83,8 @@ def test_a_run_whose_process_is_killed_again_and_again_costs_no_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["sweep=demo", "preset=demo", "seeds=1", "jobs=2", "checkpoint_every_s=0", f"paths.results={tmp_path}"]
-    endless = ["protocol.max_steps=100000000", "protocol.patience=1000000"]
+    # It outlasts three kills, but ends where they do not come.
+    endless = ["protocol.max_steps=3000000", "protocol.patience=1000000"]
     (victim,), others = plan([*arguments, "method=sgd", *endless]), plan([*arguments, "method=adam,ap"])
     name, killed = run_id(victim.config), set[str]()
 
@@ -101,10 +103,31 @@ def test_a_run_whose_process_is_killed_again_and_again_costs_no_other(
     thread.join(timeout=1)
     assert len(killed) == 3
     assert list(errors) == [name]
-    assert "its process was killed" in str(errors[name])
+    assert "its process was killed; " in str(errors[name])
+    assert "SIGKILL" in str(errors[name])
     assert [status_of(run.config) for run in others] == [Status.DONE, Status.DONE]
     assert status_of(victim.config) is Status.CUT
     assert "were cut and go on" in capsys.readouterr().out
+
+
+def test_a_display_that_fails_costs_nothing_but_itself(short: Callable[..., Planned]) -> None:
+    config = short("method=sgd").config
+    name, lines = run_id(config), list[str]()
+
+    class Gone(RunProgress):
+        def start(self, config: RunConfig, count: int = 1) -> None:
+            lines.append("started")
+            raise SystemExit(1)  # as rich does where its pipe is broken
+
+        def end(self, config: RunConfig, *messages: str, left: int = 0) -> None:
+            lines.append("ended")
+
+    with parallel._shown({name: config}, Gone(1)) as (news, seen):
+        for what in (None, parallel.Ended("one"), parallel.Ended("two")):
+            news.put((name, what))
+        news.join()
+    assert (seen.started, seen.ended) == ({name}, {name: parallel.Ended("one")})
+    assert lines == ["started"]
 
 
 def test_seeds_together_and_runs_side_by_side_exclude_each_other() -> None:

@@ -119,6 +119,7 @@ def test_a_run_that_goes_on_on_another_device_has_its_numbers_and_no_clocks(
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("method", ["adam", "dr"])
 def test_a_killed_run_ends_equal_to_the_bit(method: str, tmp_path: Path) -> None:
     seed = random.randrange(10**6)
