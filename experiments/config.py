@@ -271,6 +271,8 @@ def register_schemas() -> None:
     store.store(group="schema", name="own", node=OwnConfig)
     store.store(group="schema", name="tracker", node=TrackerConfig)
     store.store(group="schema", name="wandb", node=WandbConfig)
+    # A list cannot be interpolated before all is composed; for Hydra's launcher, text can.
+    OmegaConf.register_new_resolver("pjax.lines", "\n".join, replace=True)
 
 
 def to_run_config(cfg: DictConfig) -> RunConfig:

@@ -7,18 +7,23 @@ whether to go on. With one process everything here does nothing.
 
 from __future__ import annotations
 
-import base64
 import functools
-import pickle
+import json
+import os
+import secrets
 import signal
+import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 if TYPE_CHECKING:
@@ -27,8 +32,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 AXIS = "batch"
-SILENCE_MS = 7 * 24 * 3600 * 1000
-"""How long a follower waits for a word: the leader may wait for a run, and where it dies, JAX ends all processes."""
+ADDRESS_BYTES = 1024
+"""How long the leader's address may be."""
 GO, STOP, END = "go", "stop", "end"
 
 
@@ -41,6 +46,7 @@ def join(processes: int) -> None:
     if processes > 1:
         # It reads SLURM's variables.
         jax.distributed.initialize()
+        _lines()
 
 
 def is_follower() -> bool:
@@ -80,24 +86,45 @@ def split(batch: T) -> T:
 
 
 @functools.cache
-def _counter() -> Iterator[int]:
-    return iter(range(2**62))
+def _lines() -> list[Connection]:
+    """The leader's connections to all others, or another's to the leader.
+
+    Words may be hours apart, as the leader waits for a disk or for another run. JAX's collectives would time out.
+    """
+    if is_follower():
+        host, port, key = _agreed(None)
+        return [Client((host, port), authkey=bytes.fromhex(key))]
+    found: list[Connection] = []
+    key = secrets.token_hex(32)
+    with Listener(("", 0), backlog=jax.process_count(), authkey=bytes.fromhex(key)) as listener:
+        # As SLURM calls this node, which is how JAX has found it, too.
+        host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+        _agreed((host, listener.address[1], key))
+        while len(found) < jax.process_count() - 1:
+            # Whoever else knocks is sent away.
+            with suppress(AuthenticationError, EOFError, ConnectionError):
+                found.append(listener.accept())
+    return found
 
 
-def _client() -> Any:
-    # The store of JAX's coordination service, which has no public name. Words through it may be hours apart; those of
-    # the public collectives time out, as the leader waits for a disk.
-    from jax._src import distributed
-
-    return distributed.global_state.client
-
-
-def _say(word: str) -> None:
-    _client().key_value_set(f"pjax/{next(_counter())}", word)
+def _agreed(address: tuple[Any, ...] | None) -> tuple[Any, ...]:
+    """The leader's host, port and key, on all processes."""
+    said = np.zeros(ADDRESS_BYTES, np.uint8)
+    if address is not None:
+        content = json.dumps(address).encode()
+        said[: len(content)] = np.frombuffer(content, np.uint8)
+    heard = np.asarray(multihost_utils.broadcast_one_to_all(said), np.uint8)
+    return tuple(json.loads(heard.tobytes().rstrip(b"\0")))
 
 
-def _hear() -> str:
-    return _client().blocking_key_value_get(f"pjax/{next(_counter())}", SILENCE_MS)
+def _say(word: Any) -> None:
+    for line in _lines():
+        line.send(word)
+
+
+def _hear() -> Any:
+    (line,) = _lines()
+    return line.recv()
 
 
 @contextmanager
@@ -118,8 +145,7 @@ def leading(
     if jax.process_count() == 1:
         yield keeper
         return
-    what = [*configs], [*folders], [snapshot.step for snapshot in resumed]
-    _say(base64.b64encode(pickle.dumps(what)).decode())
+    _say(([*configs], [*folders], [snapshot.step for snapshot in resumed]))
     try:
         yield _Leader(keeper)
     finally:
@@ -171,7 +197,7 @@ def follow() -> None:
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(signum, signal.SIG_IGN)
     while (word := _hear()) != END:
-        configs, folders, steps = pickle.loads(base64.b64decode(word))
+        configs, folders, steps = word
         stopped = False
         try:
             resumed = [load(folder, step) for folder, step in zip(folders, steps, strict=False)]

@@ -37,6 +37,9 @@ def main() -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (EOFError, ConnectionError):
+        print("error: the process that leads this one's run has ended", file=sys.stderr)
+        return 1
     except KeyboardInterrupt as error:
         return getattr(error, "status", 130)
     print_errors(errors, len(runs))

@@ -164,7 +164,8 @@ def test_attempts_have_a_limit(sweep: Callable[..., Sweep]) -> None:
     limited.await_end()
     assert "error: not finished after 1 attempts (cluster.attempts)" in limited.log
     (run,) = limited.planned
-    assert status_of(run.config) is Status.CUT
+    # A lock is not taken from a process that died this very moment.
+    wait(lambda: status_of(run.config) is Status.CUT, lambda: limited.log)
 
 
 def test_an_edit_after_submission_changes_nothing_submitted(sweep: Callable[..., Sweep], checkout: Path) -> None:
@@ -212,7 +213,9 @@ def test_several_processes_do_a_run_and_one_writes(
     assert [status_of(run.config) for run in split.planned] == [Status.DONE], split.log
     (ours,), (alone,) = map(outcome, split.planned), map(outcome, locally(sweep("method=ap", "seeds=1")))
     for event, expected in zip(ours["events"], alone["events"], strict=True):
-        assert event == pytest.approx(expected, rel=1e-4)
+        known = {key: value for key, value in expected.items() if value is not None}
+        assert {key: event[key] for key in known} == pytest.approx(known, rel=1e-4)
+        assert event.keys() == expected.keys()
     (run,) = split.planned
     assert [line["what"] for line in attempts(run)] == ["started", "finished"]
     environment = json.loads((folder_of(run.config) / "environment.json").read_text())
@@ -223,7 +226,8 @@ def test_hydras_launcher_does_a_sweep(slurm: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "experiments.run", "-m", "dataset=digits", "method=sgd,adam"]
     command += ["hydra/launcher=slurm", "cluster.cpus=1", "cluster.memory_gb=2", "cluster.time_min=10"]
     command += ["protocol.evaluate_every=50", "protocol.max_steps=100", f"paths.results={tmp_path / 'runs'}"]
-    command += [f"hydra.sweep.dir={tmp_path / 'hydra'}"]
+    command += [f"hydra.sweep.dir={tmp_path / 'hydra'}", f"cluster.setup=['touch {tmp_path / 'set-up'}','true']"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(list((tmp_path / "runs").glob("*/record.json"))) == 2
+    assert (tmp_path / "set-up").exists()
