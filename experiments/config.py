@@ -6,6 +6,7 @@ The YAML files in `conf/` hold the values; the dataclasses here hold the keys an
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 import traceback
@@ -261,6 +262,7 @@ class RunConfig:
         return ROOT / self.paths.data
 
 
+@functools.cache
 def register_schemas() -> None:
     """Tell Hydra the schemas that the files in `conf/` are checked against."""
     store = ConfigStore.instance()
