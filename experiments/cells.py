@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -136,21 +134,3 @@ def _narrowed(sweeps: dict[str, list[dict[str, str]]], given: dict[str, str]) ->
 
 def _has(sweep: str, axis: str, value: str) -> bool:
     return any(cell.get(axis) == value for cell in sweep_cells(sweep))
-
-
-def main() -> int:
-    """Print the runs that the command line asks for, one a line, as quoted arguments of `experiments.run`."""
-    try:
-        planned = parse("python -m experiments.cells", main.__doc__ or "")
-        if planned[0].together:
-            raise UsageError("together=yes: a line here is a run of its own; only reproduce puts seeds together")
-        for run in planned:
-            print(shlex.join(run.overrides))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

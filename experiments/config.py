@@ -288,7 +288,7 @@ def to_run_config(cfg: DictConfig) -> RunConfig:
     except OmegaConfBaseException as error:
         raise UsageError(_unresolved(cfg, error)) from error
     assert isinstance(config, RunConfig)
-    _validate(config)
+    validate(config)
     return config
 
 
@@ -303,7 +303,12 @@ def _unresolved(cfg: DictConfig, error: OmegaConfBaseException) -> str:
     return f"{error.full_key}: {str(error).partition(chr(10))[0]}"
 
 
-def _validate(config: RunConfig) -> None:
+def validate(config: RunConfig) -> None:
+    """Refuse values out of their range, and values that contradict each other.
+
+    Raises:
+        UsageError: names the key of the first.
+    """
     protocol, method = config.protocol, config.method
     steps = method.steps_per_update if isinstance(method, ProjectionConfig | OwnConfig) else 1
     checks = [

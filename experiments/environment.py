@@ -9,10 +9,17 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from experiments.cluster.queue import ids
 from experiments.config import ROOT
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "hydra-core", "scikit-learn")
+
+SLURM_IDS = {
+    "job": "SLURM_JOB_ID",
+    "array_job": "SLURM_ARRAY_JOB_ID",
+    "array_task": "SLURM_ARRAY_TASK_ID",
+    "restarts": "SLURM_RESTART_COUNT",
+}
+"""Where a job's ids are; the names of its nodes are nobody's business."""
 
 
 def describe(jobs: int = 1) -> dict[str, Any]:
@@ -30,7 +37,7 @@ def describe(jobs: int = 1) -> dict[str, Any]:
         "cpu": _cpu(),
         "backend": jax.default_backend(),
         "device": device(jobs),
-        **({"slurm": slurm} if (slurm := ids()) else {}),
+        **({"slurm": slurm} if (slurm := slurm_ids()) else {}),
     }
 
 
@@ -47,6 +54,12 @@ def device(jobs: int = 1) -> str:
 def commit() -> str | None:
     """The commit that is checked out."""
     return _git("rev-parse", "HEAD")
+
+
+def slurm_ids() -> dict[str, int]:
+    """The ids of the SLURM job that this process is part of; empty outside of one."""
+    found = {name: os.environ.get(variable, "") for name, variable in SLURM_IDS.items()}
+    return {name: int(value) for name, value in found.items() if value.isdecimal()}
 
 
 def _git(*arguments: str) -> str | None:

@@ -23,6 +23,12 @@ class Interrupted(KeyboardInterrupt):
         self.status = 128 + signum
 
 
+class Lost(KeyboardInterrupt):
+    """What the work needs has gone, and a new start may have it again; `status` is that of sysexits.h for this."""
+
+    status = 75
+
+
 class Interruption:
     """What was asked for so far. While `deferred`, a signal is only noted, for the loop to see."""
 

@@ -26,12 +26,16 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from experiments.interruption import Lost
+
 if TYPE_CHECKING:
     from experiments.checkpoint import Keeper, Snapshot
     from experiments.config import RunConfig
 
 T = TypeVar("T")
 AXIS = "batch"
+LOST_SECONDS = 5.0
+"""How long the end of another process may take to be known here, when something has gone wrong."""
 ADDRESS_BYTES = 1024
 """How long the leader's address may be."""
 GO, STOP, END = "go", "stop", "end"
@@ -141,15 +145,24 @@ def leading(
 
     Yields:
         The keeper to train with.
+
+    Raises:
+        Lost: one of them has ended.
     """
     if jax.process_count() == 1:
         yield keeper
         return
-    _say(([*configs], [*folders], [snapshot.step for snapshot in resumed]))
     try:
+        _say(([*configs], [*folders], [snapshot.step for snapshot in resumed]))
         yield _Leader(keeper)
+    except Exception as error:
+        # Whatever it led to here. The others say nothing, so what comes from one is its end.
+        if any(line.poll(LOST_SECONDS) for line in _lines()):
+            raise Lost("another process of the run has ended") from error
+        raise
     finally:
-        _say(STOP)
+        with suppress(OSError):
+            _say(STOP)
 
 
 @contextmanager
@@ -159,7 +172,8 @@ def led() -> Iterator[None]:
         yield
     finally:
         if jax.process_count() > 1:
-            _say(END)
+            with suppress(OSError):
+                _say(END)
 
 
 class _Leader:
@@ -188,7 +202,20 @@ class _Follower:
 
 
 def follow() -> None:
-    """Train what the leader trains, until it ends. Signals are for the leader, which stops all."""
+    """Train what the leader trains, until it ends. Signals are for the leader, which stops all.
+
+    Raises:
+        Lost: the leader has ended without a word.
+    """
+    try:
+        _follow()
+    except Exception as error:
+        if isinstance(error, EOFError) or _lines()[0].poll(LOST_SECONDS):
+            raise Lost("the process that leads the run has ended") from error
+        raise
+
+
+def _follow() -> None:
     from experiments.checkpoint import Damaged, load
     from experiments.config import UsageError
     from experiments.data import load as load_data

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -154,7 +155,16 @@ def _thawed(entry: dict[str, Any], folder: Path) -> Planned:
     schema = OmegaConf.structured(RunConfig)
     for group, name in entry["schemas"].items():
         setattr(schema, group, OmegaConf.structured(getattr(schemas, name)))
-    config = to_run_config(OmegaConf.merge(schema, entry["config"]))  # type: ignore[arg-type]
+    config = to_run_config(OmegaConf.merge(schema, _literal(entry["config"])))  # type: ignore[arg-type]
     if run_id(config) != entry["name"]:
         raise UsageError(f"{relative(folder)}: {entry['name']} is {run_id(config)} to this code; submit it anew")
     return Planned(entry["sweep"], config, tuple(entry["overrides"]), entry["together"])
+
+
+def _literal(content: Any) -> Any:
+    """Values as OmegaConf is told that nothing in them is to be looked up."""
+    if isinstance(content, dict):
+        return {key: _literal(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return list(map(_literal, content))
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", content) if isinstance(content, str) else content

@@ -53,6 +53,8 @@ class ClusterConfig:
     folder: str = MISSING
 
 
+OURS = ("--job-name", "--array", "--output", "--signal", "--chdir", "--requeue", "--no-requeue")
+"""What sbatch is told anyway."""
 POSITIVE = ("cpus", "memory_gb", "time_min", "signal_s", "width", "runs_per_task", "nodes", "processes", "attempts")
 
 
@@ -88,5 +90,9 @@ def checks(cluster: ClusterConfig, jobs: int, batch_size: int) -> list[tuple[boo
         (
             all(option.startswith("--") for option in cluster.options),
             f"cluster.options={cluster.options}: options of sbatch begin with --",
+        ),
+        (
+            not any(option.partition("=")[0] in OURS for option in cluster.options),
+            f"cluster.options={cluster.options}: {', '.join(OURS)} are what a submission says itself",
         ),
     ]

@@ -1,8 +1,7 @@
-"""What SLURM is told and asked: sbatch, squeue, and the ids that a job has."""
+"""What SLURM is told and asked: sbatch and squeue."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -13,23 +12,21 @@ from typing import Any
 
 from experiments.cluster.manifest import Manifest, read
 from experiments.config import UsageError
-from experiments.records import write_json
 
 ANSWER_SECONDS = 20.0
 """How long SLURM may take to answer."""
 STARTED = ("R", "CG", "S", "ST")
 """squeue's states of a job that has a node: running, ending, suspended, stopped."""
-IDS = {
-    "job": "SLURM_JOB_ID",
-    "array_job": "SLURM_ARRAY_JOB_ID",
-    "array_task": "SLURM_ARRAY_TASK_ID",
-    "restarts": "SLURM_RESTART_COUNT",
-}
-"""Where a job's ids are; the names of its nodes are nobody's business."""
+NAME = "pjax-"
+"""What the name of a submission's job begins with; its folder's follows."""
 
 
 class QueueError(UsageError):
-    """SLURM is not there, refused, or did not answer."""
+    """SLURM is not there, or refused."""
+
+
+class NoAnswer(QueueError):
+    """SLURM did not answer in time, and may have done what it was told."""
 
 
 @dataclass
@@ -57,11 +54,6 @@ class Open:
         return {(self.manifest.runs[number]["results"], self.manifest.runs[number]["name"]) for number in numbers}
 
 
-def ids() -> dict[str, int]:
-    """The ids of the SLURM job that this process is part of; empty outside of one."""
-    return {name: int(value) for name, variable in IDS.items() if (value := os.environ.get(variable, "")).isdecimal()}
-
-
 def call(command: Iterable[str]) -> str:
     """What a command of SLURM's prints.
 
@@ -74,20 +66,10 @@ def call(command: Iterable[str]) -> str:
     try:
         done = subprocess.run([name, *arguments], capture_output=True, text=True, timeout=ANSWER_SECONDS, check=True)
     except subprocess.TimeoutExpired as error:
-        raise QueueError(f"{name} has not answered for {ANSWER_SECONDS:.0f} s; try again later") from error
+        raise NoAnswer(f"{name} has not answered for {ANSWER_SECONDS:.0f} s; try again later") from error
     except subprocess.CalledProcessError as error:
         raise QueueError(f"{name} refused: {error.stderr.strip() or error.stdout.strip()}") from error
     return done.stdout
-
-
-def note_job(folder: Path, job: int) -> None:
-    """Write down which job does a submission."""
-    write_json(folder / "job.json", {"job": job})
-
-
-def submissions(folder: Path) -> dict[int, Path]:
-    """The folders of all submissions, by job. A cluster that was set up anew counts from 1 again: the newest counts."""
-    return {json.loads(path.read_text())["job"]: path.parent for path in sorted(folder.glob("*/job.json"))}
 
 
 def open_submissions(folder: Path) -> list[Open]:
@@ -97,15 +79,17 @@ def open_submissions(folder: Path) -> list[Open]:
         QueueError: SLURM does not say.
         UsageError: a manifest is damaged.
     """
-    known = submissions(folder)
+    known = {NAME + path.parent.name: path.parent for path in folder.glob("*/manifest.json")}
     if not known:
         return []
-    lines = call(["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%F|%K|%t|%r"]).splitlines()
+    form = "--format=%F|%K|%t|%j|%r"
+    lines = call(["squeue", "--noheader", "--array", f"--user={os.getuid()}", form]).splitlines()
     found: dict[int, Open] = {}
-    for job, task, state, reason in (line.split("|", 3) for line in lines):
-        if not job.isdecimal() or int(job) not in known or not task.isdecimal():
+    for job, task, state, name, reason in (line.split("|", 4) for line in lines):
+        # By name, as a cluster that was set up anew counts its jobs from 1 again.
+        if not job.isdecimal() or name not in known or not task.isdecimal():
             continue
-        each = found.get(int(job)) or found.setdefault(int(job), Open(int(job), read(known[int(job)])))
+        each = found.get(int(job)) or found.setdefault(int(job), Open(int(job), read(known[name])))
         if state in STARTED:
             each.running.add(int(task))
         else:
@@ -117,14 +101,14 @@ def open_submissions(folder: Path) -> list[Open]:
 def sbatch_options(manifest: Manifest) -> list[str]:
     """What sbatch is told of a submission."""
     cluster = manifest.cluster
-    split = cluster.processes // cluster.nodes
     said: dict[str, Any] = {
+        "job-name": NAME + manifest.folder.name,
         "partition": cluster.partition,
         "account": cluster.account,
         "qos": cluster.qos,
         "gres": f"gpu:{cluster.gpus}" if cluster.gpus else None,
         "nodes": cluster.nodes,
-        "ntasks-per-node": split,
+        "ntasks-per-node": cluster.processes // cluster.nodes,
         "cpus-per-task": cluster.cpus,
         "mem": f"{round(cluster.memory_gb * 1e9 / 2**20)}M",
         "time": cluster.time_min,

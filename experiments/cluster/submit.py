@@ -21,7 +21,7 @@ import numpy as np
 from experiments.cells import Planned, read
 from experiments.cluster import manifest
 from experiments.cluster.manifest import Manifest
-from experiments.cluster.queue import QueueError, call, note_job, open_submissions, sbatch_options
+from experiments.cluster.queue import NoAnswer, QueueError, call, open_submissions, sbatch_options
 from experiments.config import ROOT, RunConfig, UsageError
 from experiments.environment import commit
 from experiments.folder import earlier_failure
@@ -142,7 +142,9 @@ def setup_script(written: Manifest) -> str:
     launch = f"srun --ntasks={cluster.processes} --cpus-per-task={cluster.cpus}" if cluster.processes > 1 else ""
     settings = {"PJAX_ATTEMPTS": cluster.attempts, "PJAX_LAUNCH": launch}
     lines = [f"{name}={shlex.quote(str(value))}" for name, value in settings.items()]
-    return "\n".join([*lines, *cluster.setup, "true"]) + "\n"
+    # Not set -e, which ends without a word. run.sbatch takes the trap away.
+    failing = "trap 'echo \"error: a set-up command of the profile failed (cluster.setup)\" >&2; exit 2' ERR"
+    return "\n".join([*lines, failing, *cluster.setup, "true"]) + "\n"
 
 
 def _submitted(folder: Path, tasks: list[list[Planned]]) -> tuple[int, Path]:
@@ -159,7 +161,8 @@ def _submitted(folder: Path, tasks: list[list[Planned]]) -> tuple[int, Path]:
         answer = call(["sbatch", "--parsable", *options, str(SCRIPT), str(name)])
         # Of several clusters: "<number>;<cluster>".
         job = int(answer.strip().partition(";")[0])
-        note_job(name, job)
+    except NoAnswer as error:
+        raise UsageError(f"{error}. It may have the submission all the same: `make status` says so then") from error
     except QueueError as error:
         shutil.rmtree(name)
         advice = "the profile is conf/cluster/ (cluster.partition, cluster.account, ...; docs/cluster.md)"

@@ -14,13 +14,17 @@ from pathlib import Path
 
 from experiments.cells import Planned
 from experiments.cluster.manifest import Manifest, read
-from experiments.config import RunConfig, TrackerConfig, UsageError
-from experiments.reproduce import print_errors, run_missing
+from experiments.config import RunConfig, TrackerConfig, UsageError, WandbConfig
+from experiments.interruption import Lost
+from experiments.reproduce import groups, print_errors, run_missing
 from experiments.runner import folder_of
 
 
 def main() -> int:
-    """Command line; returns 0 if every run is finished, 1 if one failed, 2 for what cannot be done, 128 + signal."""
+    """Command line; returns 0 if every run is finished, 1 if one failed, 2 for what cannot be done, 128 + signal.
+
+    Where other processes of the run have ended, and all have to start again, it is the status of `Lost`.
+    """
     folder, task, number = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     # Imported late, as it brings JAX, whose environment the task has set.
     from experiments.cluster.distributed import follow, is_follower, join, led
@@ -37,9 +41,9 @@ def main() -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (EOFError, ConnectionError):
-        print("error: the process that leads this one's run has ended", file=sys.stderr)
-        return 1
+    except Lost as error:
+        print(f"error: {error}; all of them have to start again", file=sys.stderr)
+        return error.status
     except KeyboardInterrupt as error:
         return getattr(error, "status", 130)
     print_errors(errors, len(runs))
@@ -51,8 +55,9 @@ def main() -> int:
 def ordered(runs: list[Planned], number: int) -> list[Planned]:
     """Runs that were begun least often first, so that one that kills its process keeps no other from its turn."""
     # Each process begins at another one. Seeds that become one program stay beside each other.
-    turned = runs[number:] + runs[:number]
-    return sorted(turned, key=lambda run: 0 if run.together else _begun(run.config))
+    programs = groups(runs)
+    turned = programs[number % len(programs) :] + programs[: number % len(programs)]
+    return [run for program in sorted(turned, key=lambda each: _begun(each[0].config)) for run in program]
 
 
 def _begun(config: RunConfig) -> int:
@@ -67,10 +72,15 @@ def on_node(run: Planned, manifest: Manifest, number: int) -> Planned:
     if staged := os.environ.get("PJAX_STAGED_DATA"):
         config = dataclasses.replace(config, paths=dataclasses.replace(config.paths, data=staged))
     if config.memory_gb is None and not cluster.gpus:
-        config = dataclasses.replace(config, memory_gb=cluster.memory_gb / config.jobs)
+        beside = config.jobs * cluster.processes // cluster.nodes
+        config = dataclasses.replace(config, memory_gb=cluster.memory_gb / beside)
     if number:
         # One process follows the runs of all.
         config = dataclasses.replace(config, tracker=TrackerConfig("none"))
+    elif isinstance(config.tracker, WandbConfig):
+        # Nothing outlives a job.
+        wait_s = max(config.tracker.wait_s, config.tracker.finish_timeout_s)
+        config = dataclasses.replace(config, tracker=dataclasses.replace(config.tracker, wait_s=wait_s))
     if config.retry_failed and _failed_since(config, manifest.created):
         config = dataclasses.replace(config, retry_failed=False)
     return dataclasses.replace(run, config=config)

@@ -98,10 +98,13 @@ class Sweep:
         wait(lambda: not squeue(), lambda: f"{squeue()}\n{self.log}")
 
     def pause(self, job: int) -> None:
-        """Wait until a run has been saved after its first steps, and stop its process there."""
-        folders = [folder_of(run.config) for run in self.planned]
-        wait(lambda: any(saved(folder) for folder in folders), lambda: self.log, look_s=0.02)
-        send(signal.SIGSTOP, processes_of(job, "experiments.cluster.work"))
+        """Wait until each run has been saved after its first steps, and stop its processes there."""
+        left = dict(enumerate(folder_of(run.config) for run in self.planned))
+        while left:
+            wait(lambda: any(map(saved, left.values())), lambda: self.log, look_s=0.02)
+            (task, *_) = (task for task, folder in left.items() if saved(folder))
+            send(signal.SIGSTOP, processes_of(job, "experiments.cluster.work", task))
+            del left[task]
 
 
 def saved(folder: Path) -> bool:
@@ -160,8 +163,8 @@ def squeue(form: str = "%i %t") -> list[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
 
 
-def processes_of(job: int, module: str = "") -> list[int]:
-    """The processes of a job of this cluster, SLURM's own for it included; or only those of a module."""
+def processes_of(job: int, module: str = "", task: int | None = None) -> list[int]:
+    """The processes of a job of this cluster, SLURM's own for it included; or only those of a module or a task."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -171,6 +174,8 @@ def processes_of(job: int, module: str = "") -> list[int]:
             continue
         ours = f"SLURM_CONF={os.environ['SLURM_CONF']}".encode() in variables
         theirs = b"SLURM_ARRAY_JOB_ID=%d" % job in variables or command.startswith(b"slurmstepd: [")
+        if task is not None and b"SLURM_ARRAY_TASK_ID=%d" % task not in variables:
+            continue
         if ours and theirs and module.encode() in command:
             found.append(int(folder.name))
     return found

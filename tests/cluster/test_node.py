@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,10 +16,10 @@ import pytest
 
 from experiments.cluster import task
 from experiments.cluster.manifest import Manifest
-from experiments.cluster.queue import ids
 from experiments.cluster.work import on_node, ordered
-from experiments.config import TrackerConfig, UsageError
-from experiments.interruption import Interruption
+from experiments.config import TrackerConfig, WandbConfig
+from experiments.environment import slurm_ids
+from experiments.interruption import Interruption, Lost
 from experiments.memory import device_bytes, limit_bytes
 from experiments.runner import folder_of
 
@@ -32,9 +33,14 @@ def test_data_are_staged_whole_and_again_when_they_change(tmp_path: Path) -> Non
     (source / "x.npy").write_text("one")
     task.stage(source, target)
     assert (target / "x.npy").read_text() == "one"
-    (target / "x.npy").write_text("kept")
+    (target / "x.npy").write_text("own")
     task.stage(source, target)
-    assert (target / "x.npy").read_text() == "kept"
+    assert (target / "x.npy").read_text() == "own"
+    # Whoever tidies up a node.
+    (target / "x.npy").unlink()
+    task.stage(source, target)
+    assert (target / "x.npy").read_text() == "one"
+    (target / "x.npy").write_text("old")
     (source / "meta.json").write_text("2")
     task.stage(source, target)
     assert (target / "x.npy").read_text() == "one"
@@ -44,20 +50,37 @@ def test_data_are_staged_whole_and_again_when_they_change(tmp_path: Path) -> Non
 def test_a_node_is_prepared_as_the_profile_says(
     frozen: Callable[..., Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("XLA_PYTHON_CLIENT_MEM_FRACTION", "JAX_COMPILATION_CACHE_DIR"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     local = f"cluster.local={tmp_path / 'node'}"
-    found = task.node_environment(frozen(local, "cluster.stage=true", "jobs=3", "cluster.gpus=1"), 0)
+    found = task.node_environment(frozen(local, "cluster.stage=true"), 0)
     own = tmp_path / "node" / f"pjax-{os.getuid()}"
     assert found["JAX_COMPILATION_CACHE_DIR"] == str(own / "compiled")
-    assert found["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.300"
     assert found["PJAX_STAGED_DATA"] == str(own / "data")
     assert own.stat().st_mode & 0o077 == 0
     bare = task.node_environment(frozen(local, "cluster.cache=false"), 0)
-    assert bare.keys().isdisjoint({"XLA_PYTHON_CLIENT_MEM_FRACTION", "PJAX_STAGED_DATA", "JAX_COMPILATION_CACHE_DIR"})
+    assert bare.keys().isdisjoint({"PJAX_STAGED_DATA", "JAX_COMPILATION_CACHE_DIR"})
+
+
+def test_a_node_that_cannot_keep_anything_does_its_runs(
+    frozen: Callable[..., Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match=r"cluster\.local=.*file cannot be used on this node"):
-        task.node_environment(frozen(f"cluster.local={tmp_path / 'file'}"), 0)
+    found = task.node_environment(frozen(f"cluster.local={tmp_path / 'file'}", "cluster.stage=true"), 0)
+    assert found.keys().isdisjoint({"PJAX_STAGED_DATA", "JAX_COMPILATION_CACHE_DIR"})
+    assert "/file cannot be used on this node, so nothing is there: " in capsys.readouterr().out
+
+
+def test_processes_of_a_task_share_its_gpus() -> None:
+    part = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+    assert task.shares(3, {}, 0) == [{}] * 3
+    assert task.shares(1, {}, 1) == [{}]
+    assert task.shares(3, {}, 1) == [{part: "0.300"}] * 3
+    found = task.shares(4, {"CUDA_VISIBLE_DEVICES": "2,5"}, 2)
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in found] == ["2", "5", "2", "5"]
+    assert {each[part] for each in found} == {"0.450"}
+    # What a user has said holds.
+    assert task.shares(2, {part: "0.1"}, 1) == [{part: "0.1"}] * 2
 
 
 def test_a_gpus_share_is_not_shared_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,12 +100,10 @@ def test_a_run_is_done_as_its_node_wants_it(frozen: Callable[..., Manifest], mon
     first, second = written.planned(0)
     monkeypatch.setenv("PJAX_STAGED_DATA", "/node/data")
     done = on_node(first, written, 0).config
-    assert (done.paths.data, done.memory_gb, done.tracker, done.retry_failed) == (
-        "/node/data",
-        5,
-        first.config.tracker,
-        True,
-    )
+    assert (done.paths.data, done.memory_gb, done.retry_failed) == ("/node/data", 5, True)
+    # Nothing outlives a job.
+    assert isinstance(done.tracker, WandbConfig)
+    assert done.tracker.wait_s == done.tracker.finish_timeout_s > 0
     assert on_node(first, written, 1).config.tracker == TrackerConfig("none")
     folder = folder_of(first.config)
     folder.mkdir(parents=True)
@@ -93,16 +114,20 @@ def test_a_run_is_done_as_its_node_wants_it(frozen: Callable[..., Manifest], mon
     # What was begun more often comes last.
     (folder / "attempts.jsonl").write_text('{"attempt": 1, "what": "started"}\n')
     assert ordered([first, second], 0) == [second, first]
+    # Seeds of one program stay together.
+    third = dataclasses.replace(second, config=dataclasses.replace(second.config, seed=2))
+    zero, one, two = (dataclasses.replace(run, together=True) for run in (first, second, third))
+    assert ordered([zero, one, two], 0) == [one, two, zero]
 
 
-def supervised(code: list[str], restarts: int = 4, signal_s: float | None = None, patience_s: float = 60) -> int:
+def supervised(code: list[str], restarts: int | None = 4, signal_s: float | None = None, patience_s: float = 60) -> int:
     """The status of supervised processes; SIGUSR1 comes after so many seconds."""
     interruption = Interruption()
     interruption.deferred = True
     if signal_s is not None:
         threading.Timer(signal_s, interruption.handle, (signal.SIGUSR1, None)).start()
-    commands = [[sys.executable, "-c", each] for each in code]
-    return task.supervise(commands, dict(os.environ), restarts, interruption, patience_s)
+    commands = [([sys.executable, "-c", each], dict(os.environ)) for each in code]
+    return task.supervise(commands, restarts, interruption, patience_s)
 
 
 def test_a_process_that_is_killed_is_started_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -114,6 +139,8 @@ def test_a_process_that_is_killed_is_started_again(tmp_path: Path, capfd: pytest
     assert "a process was killed (SIGKILL), out of memory perhaps: it goes on" in capfd.readouterr().out
     assert supervised(["import os; os.kill(os.getpid(), 9)", "raise SystemExit(2)"], restarts=1) == 2
     assert "error: a process was killed (SIGKILL) again and again" in capfd.readouterr().err
+    # Of a run on several processes: all of them start again, in another job.
+    assert supervised(["import os; os.kill(os.getpid(), 9)"], restarts=None) == Lost.status
 
 
 def test_a_signal_is_handed_on_and_its_status_handed_back() -> None:
@@ -129,9 +156,9 @@ def test_a_job_says_its_ids_and_not_where_it_runs(monkeypatch: pytest.MonkeyPatc
     for name in [*os.environ]:
         if name.startswith("SLURM_"):
             monkeypatch.delenv(name)
-    assert ids() == {}
+    assert slurm_ids() == {}
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "11")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
     monkeypatch.setenv("SLURM_NODELIST", "node7")
-    assert ids() == {"job": 12, "array_job": 11, "array_task": 0}
+    assert slurm_ids() == {"job": 12, "array_job": 11, "array_task": 0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -35,8 +37,11 @@ from tests.cluster.conftest import (
 )
 
 pytestmark = pytest.mark.slow
-LONG = ("method=adam", "seeds=1", "protocol.patience=100000", "protocol.max_steps=1500", "checkpoint_every_s=0")
-"""One run of 30 evaluations, each with a checkpoint: so many that it is not over before it is stopped."""
+LONG = ("method=adam", "seeds=2", "protocol.patience=100000", "protocol.max_steps=1500", "checkpoint_every_s=0")
+"""Two runs of 30 evaluations, each with a checkpoint: so many that they are not over before they are stopped.
+
+A task each, the second with the number of the array as that of its job.
+"""
 
 
 @pytest.fixture
@@ -92,71 +97,75 @@ def test_a_sweep_finishes_and_a_failing_run_costs_no_other(
     assert os.uname().nodename not in json.dumps(environment)
 
 
-def cancelled(job: int, sweep: Sweep) -> None:
-    subprocess.run(["scancel", f"{job}_0"], check=True)
+def cancelled(job: int, sweep: Sweep) -> list[int]:
+    subprocess.run(["scancel", f"{job}_1"], check=True)
+    send(signal.SIGCONT, processes_of(job))
     sweep.await_end()
-    (run,) = sweep.planned
-    assert status_of(run.config) is Status.CUT, sweep.log
-    assert "1 cut at" in sweep.call("status").stdout
+    assert [status_of(run.config) for run in sweep.planned] == [Status.DONE, Status.CUT], sweep.log
+    assert "1 done, 1 cut at" in sweep.call("status").stdout
     assert sweep.submit() != job
+    return [1]
 
 
-def out_of_time(job: int, sweep: Sweep) -> None:
+def out_of_time(job: int, sweep: Sweep) -> list[int]:
     # Time limits are minutes, but a running job's can be cut to the second.
     end = datetime.now() + timedelta(seconds=45)
-    raw = squeue("%A")[0]
-    subprocess.run(["scontrol", "update", f"JobId={raw}", f"EndTime={end:%Y-%m-%dT%H:%M:%S}"], check=True)
+    subprocess.run(["scontrol", "update", f"JobId={job}_1", f"EndTime={end:%Y-%m-%dT%H:%M:%S}"], check=True)
     wait(lambda: "the time limit is near" in sweep.log, lambda: sweep.log)
     send(signal.SIGCONT, processes_of(job))
     wait(lambda: "not finished (status 138): requeued" in sweep.log, lambda: sweep.log)
+    return [1]
 
 
-def preempted(job: int, sweep: Sweep) -> None:
+def preempted(job: int, sweep: Sweep) -> list[int]:
     command = ["sbatch", "--partition=high", "--exclusive", "--wrap=sleep 1", "--output=/dev/null"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    wait(lambda: "DUE TO PREEMPTION" in sweep.log, lambda: sweep.log)
+    wait(lambda: sweep.log.count("DUE TO PREEMPTION") == 2, lambda: sweep.log)
+    return [0, 1]
 
 
-def without_daemon(job: int, sweep: Sweep) -> None:
+def without_daemon(job: int, sweep: Sweep) -> list[int]:
     folder = Path(os.environ["SLURM_CONF"]).parent
     send(signal.SIGKILL, [int((folder / "slurmd.pid").read_text())])
     send(signal.SIGCONT, processes_of(job))
     subprocess.run([LOCAL_CLUSTER, "restart-node", folder], check=True, timeout=120)
+    # A node works on without its daemon, which hears of it when it is back.
+    return []
 
 
-def without_node(job: int, sweep: Sweep) -> None:
+def without_node(job: int, sweep: Sweep) -> list[int]:
     folder = Path(os.environ["SLURM_CONF"]).parent
     send(signal.SIGKILL, [int((folder / "slurmd.pid").read_text())])
     send(signal.SIGKILL, processes_of(job))
     # SLURM takes the node for dead when it has not answered for a while.
-    wait(lambda: f"{job}_0 PD" in squeue(), lambda: str(squeue()))
+    wait(lambda: {f"{job}_0 PD", f"{job}_1 PD"} <= {*squeue()}, lambda: str(squeue()))
     subprocess.run([LOCAL_CLUSTER, "restart-node", folder], check=True, timeout=120)
+    return [0, 1]
 
 
 @pytest.mark.parametrize("disturbance", [cancelled, out_of_time, preempted, without_daemon, without_node])
-def test_a_run_ends_with_its_numbers_whatever_becomes_of_its_job(
-    disturbance: Callable[[int, Sweep], None],
+def test_runs_end_with_their_numbers_whatever_becomes_of_a_job(
+    disturbance: Callable[[int, Sweep], list[int]],
     sweep: Callable[..., Sweep],
     locally: Callable[[Sweep], list[Planned]],
 ) -> None:
     disturbed = sweep(*LONG, "cluster.signal_s=20")
     job = disturbed.submit()
     disturbed.pause(job)
-    disturbance(job, disturbed)
+    resumed = disturbance(job, disturbed)
     expected = list(map(outcome, locally(disturbed)))
     disturbed.await_end()
-    assert [status_of(run.config) for run in disturbed.planned] == [Status.DONE], disturbed.log
+    assert [status_of(run.config) for run in disturbed.planned] == [Status.DONE] * 2, disturbed.log
     assert list(map(outcome, disturbed.planned)) == expected
-    (run,) = disturbed.planned
-    begun = [line for line in attempts(run) if line["what"] in ("started", "resumed")]
-    if disturbance is not without_daemon:
-        # Without its daemon a node works on, and tells when it is back.
-        assert [line["what"] for line in begun] == ["started", "resumed"], disturbed.log
-        assert begun[1]["step"] > 0
+    for task, run in enumerate(disturbed.planned):
+        begun = [line for line in attempts(run) if line["what"] in ("started", "resumed")]
+        # What becomes of one task is nothing to another.
+        assert [line["what"] for line in begun] == ["started", *["resumed"] * (task in resumed)], disturbed.log
+        assert all(line["step"] > 0 for line in begun[1:])
 
 
 def test_attempts_have_a_limit(sweep: Callable[..., Sweep]) -> None:
-    limited = sweep(*LONG, "cluster.signal_s=20", "cluster.attempts=1")
+    limited = sweep(*LONG, "seeds=1", "cluster.signal_s=20", "cluster.attempts=1")
     job = limited.submit()
     limited.pause(job)
     send(signal.SIGKILL, processes_of(job, "experiments.cluster.task"))
@@ -207,19 +216,55 @@ def test_runs_side_by_side_in_a_task_share_it(sweep: Callable[..., Sweep]) -> No
 def test_several_processes_do_a_run_and_one_writes(
     sweep: Callable[..., Sweep], locally: Callable[[Sweep], list[Planned]]
 ) -> None:
-    split = sweep("method=ap", "seeds=1", "cluster.processes=2")
+    split = sweep(*LONG, "seeds=1", "cluster.processes=2", "cluster.signal_s=20")
+    job = split.submit()
+    # One of them is killed, and both start again.
+    split.pause(job)
+    leader, follower = sorted(processes_of(job, "experiments.cluster.work"), key=_rank)
+    send(signal.SIGKILL, [follower])
+    send(signal.SIGCONT, [leader])
+    wait(lambda: "requeued" in split.log, lambda: split.log)
+    # SLURM's own word, which srun must not make worse: the run is saved.
+    split.pause(job)
+    subprocess.run(["scancel", f"{job}_0"], check=True)
+    split.await_end()
+    (run,) = split.planned
+    assert [line["what"] for line in attempts(run)] == ["started", "interrupted", "resumed", "interrupted"], split.log
     split.submit()
     split.await_end()
-    assert [status_of(run.config) for run in split.planned] == [Status.DONE], split.log
-    (ours,), (alone,) = map(outcome, split.planned), map(outcome, locally(sweep("method=ap", "seeds=1")))
+    assert status_of(run.config) is Status.DONE, split.log
+    (ours,), (alone,) = map(outcome, split.planned), map(outcome, locally(sweep(*LONG, "seeds=1")))
     for event, expected in zip(ours["events"], alone["events"], strict=True):
         known = {key: value for key, value in expected.items() if value is not None}
-        assert {key: event[key] for key in known} == pytest.approx(known, rel=1e-4)
+        assert {key: event[key] for key in known} == pytest.approx(known, rel=1e-3)
         assert event.keys() == expected.keys()
-    (run,) = split.planned
-    assert [line["what"] for line in attempts(run)] == ["started", "finished"]
     environment = json.loads((folder_of(run.config) / "environment.json").read_text())
     assert environment["device"].endswith(", 2 processes")
+
+
+def _rank(pid: int) -> int:
+    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    (rank,) = (each.partition(b"=")[2] for each in variables if each.startswith(b"SLURM_PROCID="))
+    return int(rank)
+
+
+def test_435_queued_runs_are_listed_in_two_seconds(sweep: Callable[..., Sweep], tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for name in ("mnist", "cifar10", "higgs", "shakespeare"):
+        (data / name).mkdir(parents=True)
+        np.save(data / name / "x.npy", np.zeros(1))
+        (data / name / "meta.json").write_text(json.dumps({"sha256": "", "shapes": {"x": [1]}}))
+    places = [f"paths.results={tmp_path / 'runs'}", f"paths.data={data}", f"cluster.folder={tmp_path / 'submissions'}"]
+    listed = Sweep(["sweep=table2,table3,table4", *places, 'cluster.options=["--hold"]'])
+    job = listed.submit()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    shown = listed.call("status").stdout
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(["scancel", str(job)], check=True)
+    assert shown.count("5 queued") == 87
+    assert f"job {job}, 435 runs in 435 tasks: 0 running, 435 waiting (JobHeldUser), 0 ended; logs: " in shown
+    # Of the processor, as the machine may be busy with other tests.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
 
 
 def test_hydras_launcher_does_a_sweep(slurm: Path, tmp_path: Path) -> None:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from experiments import config, planned
 from experiments.cells import plan
-from experiments.cluster import manifest, submit
+from experiments.cluster import manifest, queue, submit
 from experiments.cluster.manifest import Manifest
+from experiments.cluster.profile import ClusterConfig
 from experiments.cluster.queue import sbatch_options
 from experiments.config import ROOT, UsageError
 from tests.cluster.conftest import DEMO
@@ -109,6 +108,7 @@ def test_a_task_that_there_is_not_is_refused(frozen: Callable[..., Manifest]) ->
         ("cluster.signal_s=28800", "cluster.signal_s=28800 is not within cluster.time_min=480"),
         ("cluster.local=scratch", "cluster.local=scratch is not an absolute path"),
         ('cluster.options=["-p x"]', "options of sbatch begin with --"),
+        ('cluster.options=["--array=1"]', "are what a submission says itself"),
         ("cluster.nodes=2", "cluster.processes=1 is no multiple of cluster.nodes=2"),
         ("cluster.processes=3", "protocol.batch_size=256 cannot be split among cluster.processes=3"),
         ("cluster.partitions=x", "cluster.partition\n"),
@@ -145,6 +145,33 @@ def test_set_up_commands_come_before_python(frozen: Callable[..., Manifest]) -> 
     assert "PJAX_LAUNCH='srun --ntasks=4 --cpus-per-task=8'" in split
 
 
+def test_a_shells_variables_are_not_hydras(tmp_path: Path) -> None:
+    (run, *_) = plan([*DEMO, f"paths.results={tmp_path / 'runs'}"])
+    setup = ["export PATH=${HOME}/bin:$PATH", r"echo \${x}"]
+    cluster = dataclasses.replace(run.config.cluster, setup=setup)
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, cluster=cluster))
+    manifest.write(tmp_path, [[run]], None)
+    (found,) = manifest.read(tmp_path).planned(0)
+    assert found.config.cluster.setup == setup
+
+
+def test_set_up_commands_have_to_succeed(frozen: Callable[..., Manifest], tmp_path: Path) -> None:
+    def tried(*setup: str) -> subprocess.CompletedProcess[str]:
+        script = tmp_path / "setup.sh"
+        script.write_text(submit.setup_script(dataclasses.replace(written, cluster=replaced(setup))))
+        command = ["bash", "-c", f". {script}; trap - ERR; echo $PJAX_ATTEMPTS"]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    def replaced(setup: tuple[str, ...]) -> ClusterConfig:
+        return dataclasses.replace(written.cluster, setup=[*setup])
+
+    written = frozen()
+    assert tried("export A=$NOTHING", "if false; then :; fi").stdout == "20\n"
+    failed = tried("no-such-module", "true")
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert "error: a set-up command of the profile failed (cluster.setup)" in failed.stderr
+
+
 def test_without_slurm_the_error_says_where_to_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: Callable[..., Manifest]
 ) -> None:
@@ -170,6 +197,16 @@ def test_what_slurm_refuses_leaves_nothing(slurmless: Path, tmp_path: Path) -> N
     assert not list((tmp_path / "submissions").iterdir())
 
 
+def test_what_slurm_may_have_taken_stays(slurmless: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "ANSWER_SECONDS", 0.5)
+    write_command(slurmless / "sbatch", '#!/bin/sh\n[ "$1" = --version ] || exec /bin/sleep 5\n')
+    where = [f"paths.results={tmp_path / 'runs'}", f"cluster.folder={tmp_path / 'submissions'}"]
+    with pytest.raises(UsageError, match=r"sbatch has not answered for .* It may have the submission all the same"):
+        submit.submit(plan([*DEMO, *where]))
+    (folder,) = (tmp_path / "submissions").iterdir()
+    assert len(manifest.read(folder).runs) == 10
+
+
 def test_status_says_what_slurm_does_not(slurmless: Path, tmp_path: Path) -> None:
     where = [f"paths.results={tmp_path / 'runs'}", f"cluster.folder={tmp_path / 'submissions'}"]
     assert submit.submit(plan([*DEMO, *where])) == []
@@ -180,45 +217,33 @@ def test_status_says_what_slurm_does_not(slurmless: Path, tmp_path: Path) -> Non
     assert "10 missing" in done.stdout
 
 
-def test_435_queued_runs_are_listed_in_two_seconds(slurmless: Path, tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    for name in ("mnist", "cifar10", "higgs", "shakespeare"):
-        (data / name).mkdir(parents=True)
-        np.save(data / name / "x.npy", np.zeros(1))
-        (data / name / "meta.json").write_text(json.dumps({"sha256": "", "shapes": {"x": [1]}}))
-    arguments = ["sweep=table2,table3,table4", f"paths.results={tmp_path / 'runs'}", f"paths.data={data}"]
-    arguments += [f"cluster.folder={tmp_path / 'submissions'}"]
-    assert submit.submit(planned.planned(arguments)) == []
-    lines = "".join(f"7|{number}|PD|Resources\n" for number in range(2, 435)) + "7|0|R|None\n7|1|R|None\n"
-    (tmp_path / "lines").write_text(lines)
-    write_command(slurmless / "squeue", f"#!/bin/sh\n/bin/cat {tmp_path / 'lines'}\n")
-    command = [sys.executable, "-m", "experiments.status", *arguments]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.stdout.count("5 queued") == 87
-    assert "job 7, 435 runs in 435 tasks: 2 running, 433 waiting (Resources), 0 ended; logs: " in done.stdout
-    # Of the processor, as the machine may be busy with other tests.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
-
-
 def test_a_plan_is_made_once_until_its_configuration_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    monkeypatch.setattr(planned, "CACHE", tmp_path / "cache")
+    asked = [*DEMO, f"paths.results={tmp_path / 'runs'}"]
     monkeypatch.setattr(planned, "plan", lambda arguments: [made.append(arguments), *plan(arguments)][1:])
-    first = planned.planned(DEMO)
-    assert planned.planned(DEMO) == first == plan(DEMO)
+    first = planned.planned(asked)
+    assert planned.planned(asked) == first == plan(asked)
     assert len(made) == 1
-    planned.planned([*DEMO, "jobs=2"])
-    assert len(made) == 2
-    monkeypatch.setattr(planned, "CONF", tmp_path)
+    # How runs are done changes nothing in which they are.
+    how = ["jobs=2", "cluster.cpus=7", "tracker=wandb"]
+    found = planned.planned([*asked, *how])
+    assert len(made) == 1
+    assert [run.config for run in found] == [run.config for run in plan([*asked, *how])]
+    with pytest.raises(UsageError, match=r"together=yes and jobs=2: one program or several processes"):
+        planned.planned([*asked, "together=yes", "jobs=2"])
+    with pytest.raises(UsageError, match=r"protocol\.batch_size=256 cannot be split among cluster\.processes=3"):
+        planned.planned([*asked, "cluster.processes=3"])
+    made.clear()
+    (tmp_path / "conf").mkdir()
+    monkeypatch.setattr(planned, "CONF", tmp_path / "conf")
     monkeypatch.setattr(planned, "ROOT", tmp_path)
-    (tmp_path / "other.yaml").write_text("a: 1\n")
-    planned.planned(DEMO)
-    assert len(made) == 3
-    for path in (tmp_path / "cache").iterdir():
+    planned.planned(asked)
+    (tmp_path / "conf" / "other.yaml").write_text("a: 1\n")
+    planned.planned(asked)
+    assert len(made) == 2
+    for path in (tmp_path / "runs" / ".cache").iterdir():
         path.write_bytes(b"damaged")
-    assert planned.planned(DEMO) == first
+    assert planned.planned(asked) == first
 
 
 def test_seeds_that_share_a_program_share_a_task() -> None:
