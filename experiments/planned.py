@@ -11,7 +11,7 @@ import hashlib
 import importlib.metadata
 import pickle
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,13 +32,17 @@ def planned(arguments: Sequence[str]) -> list[Planned]:
     Raises:
         UsageError: as `cells.plan` does; that is not kept.
     """
+    return _kept(arguments, _planned)
+
+
+def _planned(arguments: Sequence[str]) -> list[Planned]:
     how = [each for each in arguments if each.partition("=")[0].partition(".")[0] in HOW]
     if "together=yes" in arguments:
         # One program or several processes: only a plan of both can say so.
         how = [each for each in how if not each.startswith("jobs=")]
-    runs = _kept([each for each in arguments if each not in how])
     if not how:
-        return runs
+        return plan(arguments)
+    runs = _kept([each for each in arguments if each not in how], plan)
     asked = compose_run([*runs[0].overrides, *how])
     values = {key: getattr(asked, key) for key in HOW}
     done = [
@@ -50,14 +54,14 @@ def planned(arguments: Sequence[str]) -> list[Planned]:
     return done
 
 
-def _kept(arguments: Sequence[str]) -> list[Planned]:
+def _kept(arguments: Sequence[str], make: Callable[[Sequence[str]], list[Planned]]) -> list[Planned]:
     results = [value for key, _, value in (each.partition("=") for each in arguments) if key == "paths.results"]
     folder = ROOT / (results[0] if results else "results") / ".cache"
     path = folder / f"plan-{_key(arguments)}.pickle"
     # Whatever is wrong with a cache, and a damaged file can raise anything, the answer is known without it.
     with suppress(Exception):
         return pickle.loads(path.read_bytes())
-    runs = plan(arguments)
+    runs = make(arguments)
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix="plan-", delete=False) as scratch:

@@ -18,7 +18,7 @@ import pytest
 # Shapes that match only by adding leading dimensions are mistakes here.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-SHARE = 4
+SHARE = 8
 """One of so many cases of a `matrix` is this commit's."""
 ROOT = Path(__file__).resolve().parent.parent
 REQUIRED = {"shared": "PJAX_REQUIRE_SHARED", "slurm": "PJAX_REQUIRE_SLURM"}

@@ -38,7 +38,7 @@ LOST_SECONDS = 5.0
 """How long the end of another process may take to be known here, when something has gone wrong."""
 ADDRESS_BYTES = 1024
 """How long the leader's address may be."""
-GO, STOP, END = "go", "stop", "end"
+GO, FETCH, STOP, END = "go", "fetch", "stop", "end"
 
 
 class Stopped(Exception):
@@ -186,7 +186,12 @@ class _Leader:
         self._keeper.begin()
 
     def after(self, snapshots: Callable[[], list[Snapshot]]) -> None:
-        self._keeper.after(snapshots)
+        def fetched() -> list[Snapshot]:
+            # What is spread over processes is fetched by all of them.
+            _say(FETCH)
+            return snapshots()
+
+        self._keeper.after(fetched)
         _say(GO)
 
 
@@ -197,7 +202,9 @@ class _Follower:
         """Nothing."""
 
     def after(self, snapshots: Callable[[], list[Snapshot]]) -> None:
-        if _hear() != GO:
+        while (word := _hear()) == FETCH:
+            snapshots()
+        if word != GO:
             raise Stopped
 
 

@@ -42,8 +42,9 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Lost as error:
-        print(f"error: {error}; all of them have to start again", file=sys.stderr)
-        return error.status
+        print(f"error: {error}; all of them have to start again", file=sys.stderr, flush=True)
+        # JAX would wait for the one that has ended.
+        os._exit(error.status)
     except KeyboardInterrupt as error:
         return getattr(error, "status", 130)
     print_errors(errors, len(runs))

@@ -68,7 +68,7 @@ def test_a_node_that_cannot_keep_anything_does_its_runs(
     (tmp_path / "file").write_text("")
     found = task.node_environment(frozen(f"cluster.local={tmp_path / 'file'}", "cluster.stage=true"), 0)
     assert found.keys().isdisjoint({"PJAX_STAGED_DATA", "JAX_COMPILATION_CACHE_DIR"})
-    assert "/file cannot be used on this node, so nothing is there: " in capsys.readouterr().out
+    assert "/file cannot be used on this node, so nothing is kept there: " in capsys.readouterr().out
 
 
 def test_processes_of_a_task_share_its_gpus() -> None:
