@@ -20,6 +20,8 @@ SEEDS =
 TOGETHER =
 JOBS =
 TRACKER =
+LAUNCHER = local
+CLUSTER =
 MEASURE =
 MODEL =
 METHOD =
@@ -32,7 +34,7 @@ RUNS = results/runs
 ARGS =
 
 # A misspelt variable would be silent, and another sweep than the one that was meant.
-KNOWN := PYTHON UV TABLE DATASET PRESET SEEDS TOGETHER JOBS TRACKER MEASURE MODEL METHOD ENGINE RAW SOURCE SUBSET ALTERED RUNS ARGS
+KNOWN := PYTHON UV TABLE DATASET PRESET SEEDS TOGETHER JOBS TRACKER LAUNCHER CLUSTER MEASURE MODEL METHOD ENGINE RAW SOURCE SUBSET ALTERED RUNS ARGS
 UNKNOWN := $(filter-out $(KNOWN) MAKE%,$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 $(if $(UNKNOWN),$(error no verb knows $(UNKNOWN); make's variables here: $(KNOWN)))
 
@@ -47,7 +49,11 @@ SWEEP = $(call quoted,sweep=table$(subst $(comma),$(comma)table,$(call tables,$(
 COPY = $(call arg,SUBSET,dataset.subset) $(call arg,ALTERED,dataset.altered)
 SELECTION = $(call arg,DATASET,dataset) $(call arg,PRESET,preset) $(call arg,SEEDS,seeds) \
             $(COPY) $(call arg,TOGETHER,together) $(call arg,JOBS,jobs) $(call arg,MODEL,model) $(call arg,METHOD,method) $(call arg,ENGINE,engine) \
-            $(call arg,TRACKER,tracker)
+            $(call arg,TRACKER,tracker) $(call arg,CLUSTER,cluster)
+
+# Who does the runs: this machine, or SLURM, to which they are only submitted.
+LAUNCHERS := local slurm
+REPRODUCE = $(if $(filter $(LAUNCHERS),$(LAUNCHER)),$(if $(filter slurm,$(LAUNCHER)),cluster.submit,reproduce),$(error LAUNCHER=$(LAUNCHER): one of $(LAUNCHERS)))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint data reproduce tables figures report wandb-sync check-latex status plan clean setup lock
@@ -72,8 +78,8 @@ data: $(if $(filter tfds,$(SOURCE)),$(TFDS)/.locked,$(STAMP)) ## download a data
 	@$(if $(filter tfds,$(SOURCE)),$(TFDS)/bin,$(BIN))/python -m experiments.data \
 	  $(call arg,DATASET,dataset) $(call arg,RAW,raw) $(call arg,SOURCE,source) $(COPY)
 
-reproduce: $(STAMP) ## run what is missing, then tables, figures and report: TABLE=2,3,4,all PRESET=paper,quick,smoke [DATASET= MODEL= METHOD= SEEDS= ENGINE= JOBS=2 TOGETHER=yes TRACKER=wandb]
-	@$(BIN)/python -m experiments.reproduce $(SWEEP) $(SELECTION)
+reproduce: $(STAMP) ## run what is missing, then tables, figures and report: TABLE=2,3,4,all PRESET=paper,quick,smoke [DATASET= MODEL= METHOD= SEEDS= ENGINE= JOBS=2 TOGETHER=yes TRACKER=wandb LAUNCHER=slurm CLUSTER=<profile>]
+	@$(BIN)/python -m experiments.$(REPRODUCE) $(SWEEP) $(SELECTION)
 
 tables: $(STAMP) ## print ours beside published, from the records that exist: tables that have some, or [TABLE= DATASET=]
 	@$(BIN)/python -m analysis.tables $(if $(filter command,$(origin TABLE)),$(if $(filter-out all,$(TABLE)),--table $(call quoted,$(TABLE)))) \
@@ -95,7 +101,7 @@ check-latex: $(STAMP) ## compile the tables' LaTeX; needs a pdflatex
 $(GRAPHS): | $(STAMP)
 	@$(BIN)/python -m experiments.graphs
 
-status: $(STAMP) ## grid of cells: done, running, cut, failed, missing [TABLE= PRESET= DATASET= MODEL= METHOD= SEEDS=]
+status: $(STAMP) ## grid of cells: done, running, queued, cut, failed, missing [TABLE= PRESET= DATASET= MODEL= METHOD= SEEDS=]
 	@$(BIN)/python -m experiments.status $(SWEEP) $(SELECTION)
 
 plan: $(STAMP) ## what a table would take, before anything runs: runs to do, memory and time of each cell [MEASURE=yes: also of new ones]

@@ -24,7 +24,7 @@ from analysis.tables import headline, markdown
 from analysis.terminal import existing_folder
 
 TITLE = "Tables 2-4: training by projections"
-_METHOD = "cell_method"
+_SERIES = "cell_series"
 # Of a run's summary, as analysis.wandb_sync writes it, and in words.
 _COLUMNS = {
     "accuracy": "Test accuracy (%)",
@@ -48,7 +48,7 @@ def workspace(entity: str, project: str) -> Any:
         ],
         settings=ws.WorkspaceSettings(x_axis="step"),
         runset_settings=ws.RunsetSettings(
-            groupby=[ws.Config(f"cell_{group}") for group in ("dataset", "model", "method")]
+            groupby=[ws.Config(f"cell_{group}") for group in ("dataset", "model", "series")]
         ),
     )
 
@@ -67,9 +67,9 @@ def report(entity: str, project: str, comparisons: Sequence[Comparison]) -> Any:
             runs = wr.Runset(  # pyright: ignore[reportPrivateImportUsage]
                 name=name,
                 filters=f"Config('cell_dataset') = '{dataset}' and Config('cell_model') = '{model}'",
-                groupby=[f"config.{_METHOD}"],
+                groupby=[f"config.{_SERIES}"],
             )
-            panels = [*_curves(groupby=_METHOD), *_bars(("ms_per_step",))]
+            panels = [*_curves(groupby=_SERIES), *_bars(("ms_per_step",))]
             blocks += [wr.H2(name), wr.PanelGrid(runsets=[runs], panels=panels)]
         blocks += [
             wr.H2(f"Verdicts of table {comparison.table}"),
@@ -109,7 +109,7 @@ def _bars(columns: Sequence[str]) -> list[Any]:
     import wandb_workspaces.reports.v2 as wr
 
     return [
-        wr.BarPlot(title=_COLUMNS[column], metrics=[wr.SummaryMetric(column)], groupby=wr.Config(_METHOD))
+        wr.BarPlot(title=_COLUMNS[column], metrics=[wr.SummaryMetric(column)], groupby=wr.Config(_SERIES))
         for column in columns
     ]
 

@@ -89,6 +89,9 @@ class Sender:
         with _naming(run / "config.yaml"):
             groups = [group for group in ("dataset", "model", "method", "engine") if group in config]
             cell = {group: config[group]["name"] for group in groups}
+            # The tables have the published engine.
+            own = [cell["engine"]] if cell.get("engine") not in (None, "published") else []
+            series = "-".join([cell["method"], *own])
             copy = [name for name in ("subset", "altered") if config["dataset"].get(name)]
             tags = [config["protocol"]["name"], *copy]
         with _naming(run / "environment.json"):
@@ -99,7 +102,12 @@ class Sender:
             job_type=cell["method"],
             tags=tags,
             # What charts are grouped by has names without dots, which W&B takes for levels.
-            config={**config, **{f"cell_{group}": name for group, name in cell.items()}, **where},
+            config={
+                **config,
+                **{f"cell_{group}": name for group, name in cell.items()},
+                "cell_series": series,
+                **where,
+            },
         )
         # Every chart can have either axis.
         begun.define_metric("step")

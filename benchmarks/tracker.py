@@ -2,16 +2,22 @@
 
     python -m benchmarks tracker [--steps 100000] [--rounds 3] [--json FILE]
 
-Trains MLP 1x32 on digits by AP in processes of their own, an evaluation every 1000 steps: without a tracker, and with
-tracker=wandb where there is no key, no network, a server that never answers, one that answers everything with an error,
-and one that takes everything. All of them in every round, each beginning with another one. "loop" is the training
-loop's time, checkpoints included, over that without a tracker in the same round, "process" that of the whole process;
-medians over the rounds.
+Trains MLP 1x32 on digits by AP in processes of their own, an evaluation every 1000 steps, several a second: without a
+tracker, and with tracker=wandb where there is no key, no network, a server that never answers, one that answers
+everything with an error, and one that takes everything. All of them in every round, each beginning with another one.
+
+Two runs differ by more than a tracker costs, so "loop" compares a run with itself: its tracker is stopped for some
+evaluations and continued for as many, in which it also does what it has missed, and so on. It is the median time from
+one evaluation to the next, checkpoints included, with the tracker over that while it is stopped, and the standard error
+of that ratio; without a tracker nothing is stopped, and the ratio says how well this measures. "start" is the time from
+the process's start to its first evaluation, "end" that from the last one to the process's end, medians over the rounds.
 """
 
 import argparse
-import json
+import itertools
 import os
+import random
+import signal
 import socket
 import statistics
 import subprocess
@@ -19,8 +25,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.measure import environment, write
 from experiments.cells import Planned
@@ -28,11 +35,23 @@ from experiments.compose import compose_run
 from experiments.runner import folder_of
 from tests.wandb_server import serving
 
+PERIOD = 4
+"""Evaluations after which the tracker is stopped or continued."""
+LOOK_SECONDS = 0.005
 SERVERS = ("no tracker", "no key", "no network", "never answers", "errors", "answers")
 
 
-def times(server: str, steps: int, folder: Path, url: str | None) -> tuple[float, float]:
-    """Seconds of a run's training loop and of its process.
+class Times(NamedTuple):
+    """A run's times in seconds; those between evaluations with its tracker and while that is stopped."""
+
+    start: float
+    end: float
+    with_it: list[float]
+    without: list[float]
+
+
+def times(server: str, steps: int, folder: Path, url: str | None) -> Times:
+    """Do a run.
 
     Raises:
         SystemExit: the run did not finish.
@@ -41,21 +60,56 @@ def times(server: str, steps: int, folder: Path, url: str | None) -> tuple[float
     tracker = ["tracker=none"] if server == "no tracker" else ["tracker=wandb", *waits]
     sizes = [f"protocol.max_steps={steps}", "protocol.evaluate_every=1000", "protocol.patience=1000000"]
     overrides = ("dataset=digits", "model=mlp_1x32", "method=ap", *sizes, *tracker, f"paths.results={folder}")
-    run = Planned("tracker", compose_run(overrides), overrides)
+    path = folder_of(Planned("tracker", compose_run(overrides), overrides).config)
     own = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     own |= {f"WANDB_{name}_DIR": str(folder) for name in ("CONFIG", "CACHE", "DATA")}
     own |= {"HOME": str(folder), "NETRC": str(folder / "netrc")}
     own |= {"WANDB_BASE_URL": url} if url else {}
     own |= {} if server == "no key" else {"WANDB_API_KEY": "0" * 40}
-    before = time.perf_counter()
     command = [sys.executable, "-m", "experiments.run", *overrides]
-    done = subprocess.run(command, env=own, capture_output=True, text=True, check=False)
-    wall = time.perf_counter() - before
+    before = time.perf_counter()
+    process = subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    seen = _alternate(process, path / "events.jsonl", folder)
+    output, _ = process.communicate()
+    after = time.perf_counter()
     _wait_for_the_tracker(folder)
-    path = folder_of(run.config) / "record.json"
-    if done.returncode or not path.exists():
-        raise SystemExit(f"error: the run with {server!r} did not finish:\n{done.stdout}{done.stderr}")
-    return json.loads(path.read_text())["clocks"]["end_to_end_ms_per_step"] * steps / 1e3, wall
+    if process.returncode or not (path / "record.json").exists():
+        raise SystemExit(f"error: the run with {server!r} did not finish:\n{output}")
+    return Times(seen[0][0] - before, after - seen[-1][0], *_periods(seen))
+
+
+def _alternate(process: subprocess.Popen[str], events: Path, folder: Path) -> list[tuple[float, bool]]:
+    """Stop and continue a run's tracker in turn; returns when each evaluation was seen, and whether it worked then."""
+    seen: list[tuple[float, bool]] = []
+    works = True
+    ended = False
+    while not ended:
+        # Before the last look, which must not miss what came before the end.
+        ended = process.poll() is not None
+        found = len(_read(events).splitlines())
+        seen += [(time.perf_counter(), works)] * (found - len(seen))
+        if seen and works != (len(seen) // PERIOD % 2 == 0):
+            works = not works
+            _signal_the_tracker(folder, process.pid, signal.SIGCONT if works else signal.SIGSTOP)
+        time.sleep(LOOK_SECONDS)
+    _signal_the_tracker(folder, process.pid, signal.SIGCONT)
+    return seen
+
+
+def _periods(seen: Sequence[tuple[float, bool]]) -> tuple[list[float], list[float]]:
+    """Times between evaluations while the tracker worked, and while it was stopped; not those when that changed."""
+    found: dict[bool, list[float]] = {True: [], False: []}
+    for (before, was), (now, works) in itertools.pairwise(seen):
+        if was == works:
+            found[works].append(now - before)
+    return found[True], found[False]
+
+
+def _signal_the_tracker(folder: Path, run: int, signum: int) -> None:
+    for path in Path("/proc").glob("[0-9]*"):
+        if int(path.name) != run and f"HOME={folder}".encode() in _read(path / "environ").split(b"\0"):
+            with suppress(ProcessLookupError):
+                os.kill(int(path.name), signum)
 
 
 def _wait_for_the_tracker(folder: Path) -> None:
@@ -74,6 +128,17 @@ def _read(path: Path) -> bytes:
         return b""
 
 
+def growth(with_it: Sequence[float], without: Sequence[float]) -> tuple[float, float]:
+    """The ratio of two medians and its standard error, by the bootstrap."""
+    draw = random.Random(0)
+
+    def ratio(first: Sequence[float], second: Sequence[float]) -> float:
+        return statistics.median(first) / statistics.median(second)
+
+    drawn = [ratio(*(draw.choices(each, k=len(each)) for each in (with_it, without))) for _ in range(1000)]
+    return ratio(with_it, without), statistics.stdev(drawn)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -81,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="how often each of them runs")
     parser.add_argument("--json", type=Path, help="write the numbers with device and versions to this file")
     options = parser.parse_args(arguments)
-    found: dict[str, list[tuple[float, float]]] = {server: [] for server in SERVERS}
+    found: dict[str, list[Times]] = {server: [] for server in SERVERS}
     with ExitStack() as stack:
         hole = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         good, bad = (stack.enter_context(serving()) for _ in range(2))
@@ -95,17 +160,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     found[server].append(times(server, options.steps, Path(folder), urls.get(server)))
     device = environment()
     print(f"{options.steps:,} steps, {options.rounds} rounds, {device['device']} ({device['platform']})")
-    print(f"{'':15}{'loop, s':>9}{'/ none':>8}{'process, s':>12}{'/ none':>8}")
+    print(f"{'':15}{'loop, with / without':>26}{'start, s':>10}{'end, s':>8}")
     results: dict[str, dict[str, float]] = {}
     for server, runs in found.items():
-        columns = {}
-        for i, column in enumerate(("loop", "process")):
-            columns[column] = statistics.median(run[i] for run in runs)
-            ratios = [run[i] / none[i] for run, none in zip(runs, found["no tracker"], strict=True)]
-            columns[f"{column}_ratio"] = statistics.median(ratios)
-        results[server] = columns
-        loop, process = columns["loop"], columns["process"]
-        print(f"{server:15}{loop:9.1f}{columns['loop_ratio']:8.3f}{process:12.1f}{columns['process_ratio']:8.3f}")
+        ratio, error = growth([t for r in runs for t in r.with_it], [t for r in runs for t in r.without])
+        columns = {"start_s": statistics.median(r.start for r in runs), "end_s": statistics.median(r.end for r in runs)}
+        results[server] = {"loop_ratio": ratio, "loop_ratio_error": error, **columns}
+        print(f"{server:15}{ratio:18.4f} +-{error:.4f}{columns['start_s']:10.1f}{columns['end_s']:8.1f}")
     if options.json:
         write(options.json, "tracker", results=results)
 

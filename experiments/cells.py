@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.compose import check_said_once, choices, compose_run, sweep_cells
+from experiments.compose import check_said_once, choices, compose_run, reading_once, sweep_cells
 from experiments.config import RunConfig, UsageError
 from experiments.records import run_id
 
@@ -81,13 +79,10 @@ def plan(arguments: Sequence[str]) -> list[Planned]:
     cells = _narrowed({sweep: sweep_cells(sweep) for sweep in sweeps}, given)
     kept = _for_some(given, {cell["dataset"] for _, cell in cells})
     planned: dict[str, Planned] = {}
-    for sweep, chosen in cells:
-        cell = [f"{key}={value}" for key, value in chosen.items()]
-        common = [
-            f"{key}={value}" for key, value in given.items() if chosen["dataset"] in kept.get(key, chosen.values())
-        ]
-        # Composing takes a tenth of a second, so a cell is composed once and not once per seed.
-        config = compose_run([*cell, *common])
+    # Composing takes a tenth of a second, so a cell is composed once and not once per seed.
+    with reading_once():
+        composed = [(sweep, *_composed(chosen, given, kept)) for sweep, chosen in cells]
+    for sweep, cell, common, config in composed:
         if together == "yes" and config.jobs > 1:
             raise UsageError(f"together=yes and jobs={config.jobs}: one program or several processes, not both")
         for seed in range(int(seeds) if seeds else config.preset.seeds):
@@ -96,6 +91,15 @@ def plan(arguments: Sequence[str]) -> list[Planned]:
             # Sweeps may have cells in common.
             planned.setdefault(run_id(run.config), run)
     return [*planned.values()]
+
+
+def _composed(
+    chosen: dict[str, str], given: dict[str, str], kept: dict[str, set[str]]
+) -> tuple[list[str], list[str], RunConfig]:
+    """A cell's own arguments, what else is said of it, and the run that both make, but for its seed."""
+    cell = [f"{key}={value}" for key, value in chosen.items()]
+    common = [f"{key}={value}" for key, value in given.items() if chosen["dataset"] in kept.get(key, chosen.values())]
+    return cell, common, compose_run([*cell, *common])
 
 
 def _for_some(given: dict[str, str], datasets: set[str]) -> dict[str, set[str]]:
@@ -130,21 +134,3 @@ def _narrowed(sweeps: dict[str, list[dict[str, str]]], given: dict[str, str]) ->
 
 def _has(sweep: str, axis: str, value: str) -> bool:
     return any(cell.get(axis) == value for cell in sweep_cells(sweep))
-
-
-def main() -> int:
-    """Print the runs that the command line asks for, one a line, as quoted arguments of `experiments.run`."""
-    try:
-        planned = parse("python -m experiments.cells", main.__doc__ or "")
-        if planned[0].together:
-            raise UsageError("together=yes: a line here is a run of its own; only reproduce puts seeds together")
-        for run in planned:
-            print(shlex.join(run.overrides))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

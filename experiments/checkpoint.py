@@ -157,8 +157,14 @@ def _sums(path: Path) -> dict[str, str]:
 
 @functools.cache
 def _checkpointer() -> ocp.Checkpointer:
-    handlers = {"arrays": ocp.StandardCheckpointHandler(), "rest": ocp.JsonCheckpointHandler()}
-    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers))
+    # Of several processes of a run one writes, and each reads for itself, so none waits for the others.
+    alone = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
+    composite = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+        arrays=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+        rest=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+    )
+    return ocp.Checkpointer(composite, multiprocessing_options=alone)
 
 
 class Keeper(Protocol):

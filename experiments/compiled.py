@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from experiments.cluster.distributed import split
 from experiments.methods import Method
 from pjax_core import nn
 
@@ -107,7 +108,7 @@ def make_chunk(
             state, total, first_bad = carry
             indices, order = next_batch(state, key, batch_size)
             batch = rows[indices]
-            params, method_state, loss = update(state.params, state.method, x[batch], y[batch])
+            params, method_state, loss = update(state.params, state.method, split(x[batch]), split(y[batch]))
             bad = ~jnp.isfinite(loss) & (first_bad < 0)
             first_bad = jnp.where(bad, state.update, first_bad)
             return TrainState(params, method_state, state.update + 1, order), total + loss, first_bad

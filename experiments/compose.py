@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, get_type_hints
 
 from hydra import compose, initialize_config_dir
@@ -17,7 +18,7 @@ from omegaconf import OmegaConf
 
 from experiments.config import CONF, RunConfig, UsageError, register_schemas, to_run_config
 
-GROUPS = ("dataset", "model", "method", "engine", "protocol", "preset", "tracker")
+GROUPS = ("dataset", "model", "method", "engine", "protocol", "preset", "tracker", "cluster")
 PAIR = ("dataset", "model")
 """What a choice of the group `task` names together: most pairs stand in no table, and some make no sense."""
 
@@ -31,12 +32,19 @@ def compose_run(overrides: Sequence[str]) -> RunConfig:
     register_schemas()
     check_keys(overrides)
     try:
-        if GlobalHydra.instance().is_initialized():
-            return to_run_config(compose(config_name="config", overrides=list(overrides)))
-        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        with reading_once():
             return to_run_config(compose(config_name="config", overrides=list(overrides)))
     except HydraException as error:
         raise UsageError(explain(error)) from error
+
+
+@contextmanager
+def reading_once() -> Iterator[None]:
+    """Let Hydra look for its plugins and for `conf/` once for all that is composed in the block."""
+    with ExitStack() as stack:
+        if not GlobalHydra.instance().is_initialized():
+            stack.enter_context(initialize_config_dir(config_dir=str(CONF), version_base="1.3"))
+        yield
 
 
 def explain(error: HydraException) -> str:

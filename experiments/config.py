@@ -6,6 +6,7 @@ The YAML files in `conf/` hold the values; the dataclasses here hold the keys an
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 import traceback
@@ -18,6 +19,9 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from experiments.cluster import profile
+from experiments.cluster.profile import ClusterConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -240,6 +244,7 @@ class RunConfig:
     preset: PresetConfig = field(default_factory=PresetConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     seed: int = MISSING
     retry_failed: bool = MISSING
     memory_gb: float | None = MISSING
@@ -257,6 +262,7 @@ class RunConfig:
         return ROOT / self.paths.data
 
 
+@functools.cache
 def register_schemas() -> None:
     """Tell Hydra the schemas that the files in `conf/` are checked against."""
     store = ConfigStore.instance()
@@ -267,6 +273,8 @@ def register_schemas() -> None:
     store.store(group="schema", name="own", node=OwnConfig)
     store.store(group="schema", name="tracker", node=TrackerConfig)
     store.store(group="schema", name="wandb", node=WandbConfig)
+    # A list cannot be interpolated before all is composed; for Hydra's launcher, text can.
+    OmegaConf.register_new_resolver("pjax.lines", "\n".join, replace=True)
 
 
 def to_run_config(cfg: DictConfig) -> RunConfig:
@@ -280,7 +288,7 @@ def to_run_config(cfg: DictConfig) -> RunConfig:
     except OmegaConfBaseException as error:
         raise UsageError(_unresolved(cfg, error)) from error
     assert isinstance(config, RunConfig)
-    _validate(config)
+    validate(config)
     return config
 
 
@@ -295,7 +303,12 @@ def _unresolved(cfg: DictConfig, error: OmegaConfBaseException) -> str:
     return f"{error.full_key}: {str(error).partition(chr(10))[0]}"
 
 
-def _validate(config: RunConfig) -> None:
+def validate(config: RunConfig) -> None:
+    """Refuse values out of their range, and values that contradict each other.
+
+    Raises:
+        UsageError: names the key of the first.
+    """
     protocol, method = config.protocol, config.method
     steps = method.steps_per_update if isinstance(method, ProjectionConfig | OwnConfig) else 1
     checks = [
@@ -357,6 +370,7 @@ def _validate(config: RunConfig) -> None:
         for key in ("start_timeout_s", "finish_timeout_s", "wait_s"):
             seconds = getattr(tracker, key)
             checks.append((0 <= seconds < math.inf, f"tracker.{key}={seconds} is not a number of seconds"))
+    checks += profile.checks(config.cluster, config.jobs, protocol.batch_size)
     for holds, message in checks:
         if not holds:
             raise UsageError(message)

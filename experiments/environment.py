@@ -1,4 +1,4 @@
-"""Where a run ran: versions and hardware, without names of machines or their folders."""
+"""Where a run ran: versions, hardware and SLURM's ids, without names of machines or their folders."""
 
 from __future__ import annotations
 
@@ -13,6 +13,14 @@ from experiments.config import ROOT
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "hydra-core", "scikit-learn")
 
+SLURM_IDS = {
+    "job": "SLURM_JOB_ID",
+    "array_job": "SLURM_ARRAY_JOB_ID",
+    "array_task": "SLURM_ARRAY_TASK_ID",
+    "restarts": "SLURM_RESTART_COUNT",
+}
+"""Where a job's ids are; the names of its nodes are nobody's business."""
+
 
 def describe(jobs: int = 1) -> dict[str, Any]:
     """Commit, versions and devices; a device that so many runs share is another one, as times go."""
@@ -21,7 +29,7 @@ def describe(jobs: int = 1) -> dict[str, Any]:
     # Results are written into the repository, so they must not make it dirty.
     changes = _git("status", "--porcelain", "--", ".", ":!results")
     return {
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": commit(),
         "dirty": None if changes is None else bool(changes),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -29,6 +37,7 @@ def describe(jobs: int = 1) -> dict[str, Any]:
         "cpu": _cpu(),
         "backend": jax.default_backend(),
         "device": device(jobs),
+        **({"slurm": slurm} if (slurm := slurm_ids()) else {}),
     }
 
 
@@ -36,9 +45,21 @@ def device(jobs: int = 1) -> str:
     """What clocks are of, in words, as the tables print it; JAX itself only says "cpu" of a processor."""
     import jax
 
-    devices = jax.devices()
+    devices, processes = jax.devices(), jax.process_count()
     found = _cpu() if devices[0].platform == "cpu" else f"{len(devices)} x {devices[0].device_kind}"
-    return f"{found}, {jobs} runs at once" if jobs > 1 else found
+    found += f", {jobs} runs at once" if jobs > 1 else ""
+    return f"{found}, {processes} processes" if processes > 1 else found
+
+
+def commit() -> str | None:
+    """The commit that is checked out."""
+    return _git("rev-parse", "HEAD")
+
+
+def slurm_ids() -> dict[str, int]:
+    """The ids of the SLURM job that this process is part of; empty outside of one."""
+    found = {name: os.environ.get(variable, "") for name, variable in SLURM_IDS.items()}
+    return {name: int(value) for name, value in found.items() if value.isdecimal()}
 
 
 def _git(*arguments: str) -> str | None:

@@ -32,7 +32,7 @@ from experiments.storage import StorageError, append, discard, relative, storage
 if TYPE_CHECKING:
     from experiments.checkpoint import Snapshot
 
-UNSAID = ("paths.", "retry_failed", "memory_gb", "checkpoint_every_s", "jobs", "tracker", "hydra.", "+sweep")
+UNSAID = ("paths.", "retry_failed", "memory_gb", "checkpoint_every_s", "jobs", "tracker", "cluster", "hydra", "+sweep")
 """Arguments that `command.sh` leaves to the machine that repeats the run."""
 WRITTEN = ("FAILED.json", "config.yaml", "environment.json", "command.sh", "events.jsonl", "attempts.jsonl")
 """What an attempt changes in the folder, checkpoints aside; what matters most first."""

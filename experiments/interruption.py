@@ -23,6 +23,12 @@ class Interrupted(KeyboardInterrupt):
         self.status = 128 + signum
 
 
+class Lost(KeyboardInterrupt):
+    """What the work needs has gone, and a new start may have it again; `status` is that of sysexits.h for this."""
+
+    status = 75
+
+
 class Interruption:
     """What was asked for so far. While `deferred`, a signal is only noted, for the loop to see."""
 
@@ -34,6 +40,11 @@ class Interruption:
     def pending(self) -> bool:
         """Whether a signal asked to end."""
         return self._signum is not None
+
+    @property
+    def signum(self) -> int:
+        """The signal that asked to end; 0: none."""
+        return self._signum or 0
 
     def check(self) -> None:
         """End now if a signal asked for it.
@@ -60,7 +71,8 @@ class Interruption:
 def interruptible() -> Iterator[Interruption]:
     """Listen for the signals; handlers are as before afterwards. In a thread, which can have none, nothing is heard.
 
-    A signal that the process was started to ignore, as a shell's background jobs ignore SIGINT, stays ignored.
+    A signal that the process was started to ignore, as a shell's background jobs ignore SIGINT, stays ignored. One that
+    a launcher listens to is the launcher's: submitit waits after SIGTERM until SLURM requeues its job.
     """
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
@@ -68,7 +80,8 @@ def interruptible() -> Iterator[Interruption]:
         return
     known = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
     before = {signum: signal.getsignal(signum) for signum in known}
-    heard = {signum: handler for signum, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    ours = (signal.SIG_DFL, signal.default_int_handler)
+    heard = {signum: handler for signum, handler in before.items() if handler in ours}
     try:
         for signum in heard:
             signal.signal(signum, interruption.handle)

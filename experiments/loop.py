@@ -18,6 +18,7 @@ from jax.stages import Compiled
 from numpy.typing import NDArray
 
 from experiments.checkpoint import Keeper, Snapshot
+from experiments.cluster.distributed import everywhere, put
 from experiments.compiled import Apply, TrainState, initial_state, make_chunk, make_evaluation
 from experiments.config import ProtocolConfig, RunConfig, UsageError
 from experiments.data import Dataset
@@ -111,17 +112,17 @@ class Runs:
         self.keys = self.stack([key_for(c.seed, "order") for c in configs])
         self.each = [One(Patience(self.protocol.patience), self._of(params, i)) for i in range(len(configs))]
         start = self._batched(lambda params: initial_state(method, params, n - n_validation), (0,), RUNS)
-        self._state = start(params)
+        self._state = put(start(params))
         self._evaluations: dict[Any, Callable[..., Any]] = {}
 
     def stack(self, items: Sequence[Any]) -> Any:
         """Trees of all runs over a leading axis; of a lone run as it is."""
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *items) if self.together else items[0]
-        return jax.device_put(stacked)
+        return put(stacked)
 
     def split(self, x: NDArray[Any], y: NDArray[np.int32], rows: Sequence[NDArray[Any]]) -> Split:
         """Samples and every run's rows of them, on the device."""
-        return Split(jax.device_put(x), jax.device_put(y), self.stack([np.asarray(r, np.int32) for r in rows]))
+        return Split(put(x), put(y), self.stack([np.asarray(r, np.int32) for r in rows]))
 
     def _batched(self, fun: Callable[..., Any], axes: tuple[Any, ...], out_axes: Any = 0) -> Callable[..., Any]:
         return jax.vmap(fun, axes, out_axes) if self.together else fun
@@ -157,7 +158,7 @@ class Runs:
         """
         fitted = [each.fitted(self._state_of(i), self.each[i].best) for i, each in enumerate(snapshots)]
         states = [each.state._replace(update=()) for each in fitted]
-        self._state = self.stack(states)._replace(update=jax.device_put(fitted[0].state.update))
+        self._state = self.stack(states)._replace(update=put(fitted[0].state.update))
         self.each = [
             One(each.patience, each.best, list(each.events), Diverged(*each.diverged) if each.diverged else None)
             for each in fitted
@@ -240,7 +241,8 @@ class Runs:
         if shapes not in self._evaluations:
             before = time.perf_counter()
             evaluation = self._batched(make_evaluation(self.apply), (0, None, None, 0))
-            self._evaluations[shapes] = jax.jit(evaluation).lower(self._state.params, *split).compile()
+            compiled = jax.jit(evaluation, out_shardings=everywhere()).lower(self._state.params, *split).compile()
+            self._evaluations[shapes] = compiled
             self.compile_s += time.perf_counter() - before
         return self._evaluations[shapes]
 
@@ -248,7 +250,7 @@ class Runs:
         """All updates from one evaluation to the next."""
         before = time.perf_counter()
         # The state's buffers are reused for the next state.
-        chunk = jax.jit(self._chunk(batch_size), donate_argnums=0)
+        chunk = jax.jit(self._chunk(batch_size), donate_argnums=0, out_shardings=everywhere())
         compiled = chunk.lower(self._state, *self.data, self.keys).compile()
         self.compile_s += time.perf_counter() - before
         return compiled

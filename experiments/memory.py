@@ -34,7 +34,7 @@ def device_bytes() -> int | None:
     # Imported late, so that `make plan`'s help comes at once.
     import jax
 
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")
     try:
@@ -50,7 +50,13 @@ def limit_bytes(memory_gb: float | None, jobs: int = 1) -> float | None:
     """What a run may take: what its configuration says (10^9 bytes), or its share of what the device has."""
     if memory_gb is not None:
         return 1e9 * memory_gb
+    from jax import default_backend
+
     found = device_bytes()
+    # On a GPU that several processes share, each may have been given its share when it started.
+    given = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION")
+    if given and float(given) * jobs <= 1 and default_backend() != "cpu":
+        return found
     return None if found is None else found / jobs
 
 

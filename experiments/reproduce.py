@@ -45,7 +45,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\ninterrupted: all runs stay, and the same command makes their tables again", file=sys.stderr)
         return 130
-    _print_errors(errors, len(planned))
+    print_errors(errors, len(planned))
     if any(isinstance(error, UsageError) for error in errors.values()):
         return 2
     return 1 if errors else shown
@@ -67,8 +67,10 @@ def _saved(planned: Sequence[Planned]) -> str:
     return f", and the next start goes on with {', '.join(named)}{more}" if cut else ""
 
 
-def run_missing(planned: Sequence[Planned]) -> dict[str, Exception]:
+def run_missing(planned: Sequence[Planned], in_turn: bool = False) -> dict[str, Exception]:
     """Do the runs without a record; returns those that did not finish, by name, and why. No run stops another.
+
+    With `in_turn` this process does one after the other, whatever else shares its machine.
 
     A run that another process works on is left to it, and looked at again at the end: until it is finished, or is to do
     because the other process gave it up.
@@ -83,26 +85,26 @@ def run_missing(planned: Sequence[Planned]) -> dict[str, Exception]:
     refused = f", {len(errors)} cannot be done as asked (why: see the end)" if errors else ""
     print(f"{finished}, {len(ready)} to run{refused}.", flush=True)
     with RunProgress(len(ready)) as progress, tracked([run.config for run in ready], progress.line):
-        errors |= _run(ready, progress)
+        errors |= _run(ready, progress, in_turn)
         while busy := [run for run in ready if _is_busy(run, errors)]:
             progress.line(f"{len(busy)} runs are left to the processes that work on them: waiting (Ctrl-C: no longer)")
             while not (free := [run for run in busy if _status(run) is not Status.RUNNING]):
                 time.sleep(LOOK_SECONDS)
             for run in free:
                 del errors[run_id(run.config)]
-            errors |= _run(free, progress)
+            errors |= _run(free, progress, in_turn)
     return errors
 
 
-def _run(runs: Sequence[Planned], progress: RunProgress) -> dict[str, Exception]:
+def _run(runs: Sequence[Planned], progress: RunProgress, in_turn: bool) -> dict[str, Exception]:
     errors: dict[str, Exception] = {}
     jobs = runs[0].config.jobs if runs else 1
-    if jobs > 1:
+    if jobs > 1 and not in_turn:
         # Imported late: the launcher takes a while, and most do without.
         from experiments.parallel import run_side_by_side
 
         return run_side_by_side(runs, jobs, progress)
-    for group in _groups(runs):
+    for group in groups(runs):
         first = group[0].config
         progress.start(first, len(group))
         outcomes = execute_together(
@@ -121,7 +123,7 @@ def _is_busy(run: Planned, errors: Mapping[str, Exception]) -> bool:
     return isinstance(error, RunBusy) and not error.silent
 
 
-def _groups(runs: Sequence[Planned]) -> list[list[Planned]]:
+def groups(runs: Sequence[Planned]) -> list[list[Planned]]:
     """Runs that become one program: a cell's seeds, if they are to, but for the first, which has the clocks."""
     groups: list[list[Planned]] = []
     for run in runs:
@@ -134,7 +136,8 @@ def _groups(runs: Sequence[Planned]) -> list[list[Planned]]:
     return groups
 
 
-def _print_errors(errors: Mapping[str, Exception], total: int) -> None:
+def print_errors(errors: Mapping[str, Exception], total: int) -> None:
+    """Say what went wrong, once for all runs that it stops, and how many of them did not finish."""
     stopped: dict[str, list[str]] = {}
     for name, error in errors.items():
         stopped.setdefault(str(error), []).append(name)

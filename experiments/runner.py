@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 
 class Status(Enum):
-    """What the folder of a run says."""
+    """What the folder of a run says; and, where SLURM has it in its queue and nobody works on it yet, that it does."""
 
     DONE = "done"
     RUNNING = "running"
+    QUEUED = "queued"
     CUT = "cut"
     FAILED = "failed"
     MISSING = "missing"
@@ -164,6 +165,7 @@ def _train(
     """Do runs as one program."""
     # JAX is imported late, so that skipping finished runs is quick.
     from experiments.checkpoint import Damaged, Saver
+    from experiments.cluster.distributed import leading
     from experiments.training import Diverged, train_seeds
 
     outcomes: dict[int, Record | Exception] = {}
@@ -189,7 +191,9 @@ def _train(
     saver = Saver([folder.save for folder in begun.values()], first.config.checkpoint_every_s, interruption)
     resumed = [snapshot for i in begun if (snapshot := snapshots[i])]
     try:
-        trained = train_seeds([folder.config for folder in begun.values()], first.data, note, resumed, saver)
+        configs, paths = zip(*((folder.config, folder.path) for folder in begun.values()), strict=True)
+        with leading(configs, paths, resumed, saver) as keeper:
+            trained = train_seeds(configs, first.data, note, resumed, keeper)
     except Damaged as error:
         for snapshot, folder in zip(resumed, begun.values(), strict=True):
             folder.distrust(snapshot.step, error)

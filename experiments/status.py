@@ -1,22 +1,28 @@
-"""The grid of a sweep's cells: which runs are done, running, cut, failed or missing. Behind `make status`."""
+"""The grid of a sweep's cells: which runs are done, running, queued, cut, failed or missing. Behind `make status`."""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.cells import Planned, parse
-from experiments.config import RunConfig, UsageError
+from experiments.cells import Planned, read
+from experiments.cluster.queue import Open, open_submissions
+from experiments.config import ROOT, RunConfig, UsageError
+from experiments.planned import planned
 from experiments.predict import duration, known_paces, pace_so_far
+from experiments.records import run_id
 from experiments.runner import Status, folder_of, resumable_step, status_of
+from experiments.storage import relative
 
 COLOURS = {
     Status.DONE: "green",
     Status.RUNNING: "yellow",
+    Status.QUEUED: "blue",
     Status.CUT: "cyan",
     Status.FAILED: "red",
     Status.MISSING: "dim",
@@ -28,9 +34,36 @@ WIDE = 200
 Found = list[tuple[RunConfig, Status]]
 
 
-def look(planned: list[Planned]) -> Found:
+def look(planned: list[Planned], queue: Sequence[Open] = ()) -> Found:
     """Each run and its status, which takes a look at its locks: once, for all that is said of it."""
-    return [(run.config, status_of(run.config)) for run in planned]
+    queued = {name for each in queue for name in each.names}
+
+    def status(config: RunConfig) -> Status:
+        found = status_of(config)
+        waits = (str(config.results_dir), run_id(config)) in queued
+        return Status.QUEUED if waits and found in (Status.MISSING, Status.CUT) else found
+
+    return [(run.config, status(run.config)) for run in planned]
+
+
+def queue_of(planned: list[Planned]) -> tuple[list[Open], str]:
+    """The submissions in SLURM's queue, and what to say of them."""
+    try:
+        found = open_submissions(ROOT / planned[0].config.cluster.folder)
+    except UsageError as error:
+        return [], f"what is in the queue is not known: {error}"
+    return found, "\n".join(map(describe, found))
+
+
+def describe(each: Open) -> str:
+    """A submission in the queue, in words."""
+    tasks = len(each.manifest.tasks)
+    reason = f" ({each.reason})" if each.waiting and each.reason not in ("", "None") else ""
+    ended = tasks - len(each.running) - len(each.waiting)
+    return (
+        f"job {each.job}, {len(each.manifest.runs)} runs in {tasks} tasks: {len(each.running)} running, "
+        f"{len(each.waiting)} waiting{reason}, {ended} ended; logs: {relative(each.manifest.folder)}/*.log"
+    )
 
 
 def grid(found: Found) -> Table:
@@ -45,7 +78,7 @@ def grid(found: Found) -> Table:
         row.setdefault(config.method.name, []).append((config, status))
     table = Table("data set", "model", *methods, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for names, row in rows.items():
-        table.add_row(*names, *(_cell(row[method]) for method in methods))
+        table.add_row(*names, *(_cell(row.get(method, [])) for method in methods))
     return table
 
 
@@ -86,7 +119,9 @@ def time_left(found: Found) -> str:
 def main() -> int:
     """Command line; returns the exit status."""
     try:
-        found = look(parse("python -m experiments.status", __doc__ or ""))
+        runs = planned(read("python -m experiments.status", __doc__ or ""))
+        queue, said = queue_of(runs)
+        found = look(runs, queue)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -94,6 +129,8 @@ def main() -> int:
     Console(width=None if sys.stdout.isatty() else WIDE).print(grid(found))
     if left := time_left(found):
         print(left)
+    if said:
+        print(said)
     return 0
 
 

@@ -18,9 +18,11 @@ import pytest
 # Shapes that match only by adding leading dimensions are mistakes here.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-SHARE = 4
+SHARE = 8
 """One of so many cases of a `matrix` is this commit's."""
 ROOT = Path(__file__).resolve().parent.parent
+REQUIRED = {"shared": "PJAX_REQUIRE_SHARED", "slurm": "PJAX_REQUIRE_SLURM"}
+"""Fixtures of what not every machine has, and the variables that make their absence a failure."""
 
 
 @pytest.fixture(autouse=True)
@@ -64,10 +66,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave this commit's part of the cases of each `matrix`; and the fixture `shared` brings its marker."""
+    """Leave this commit's part of the cases of each `matrix`; fixtures that not all machines have bring markers."""
     for item in items:
-        if "shared" in getattr(item, "fixturenames", ()):
-            item.add_marker("shared")
+        for name in REQUIRED:
+            if name in getattr(item, "fixturenames", ()):
+                item.add_marker(name)
     if config.getoption("--all"):
         return
     groups: dict[str, list[pytest.Item]] = {}
@@ -90,9 +93,10 @@ def head() -> str:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """A test that needs the real data and is skipped for any reason fails where they are required."""
+    """A test that needs the real data, or SLURM, and is skipped for any reason fails where they are required."""
     report = yield
-    if report.skipped and item.get_closest_marker("shared") and os.environ.get("PJAX_REQUIRE_SHARED"):
-        report.outcome = "failed"
-        report.longrepr = f"{item.nodeid} was skipped although PJAX_REQUIRE_SHARED is set"
+    for name, variable in REQUIRED.items():
+        if report.skipped and item.get_closest_marker(name) and os.environ.get(variable):
+            report.outcome = "failed"
+            report.longrepr = f"{item.nodeid} was skipped although {variable} is set"
     return report

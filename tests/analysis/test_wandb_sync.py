@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -180,19 +181,39 @@ def test_an_end_that_is_not_taken_is_not_noted(two: list[Path], monkeypatch: pyt
     assert list((two[0].parent / ".wandb").glob("*/*.json")) == []
 
 
+@pytest.mark.parametrize("more", [(), ("--follow",)])
+def test_an_end_that_is_not_answered_is_given_up(two: list[Path], server: Server, more: tuple[str, ...]) -> None:
+    run, server.deaf = two[0], True
+    before = time.monotonic()
+    done = sync(run.parent, server.url, "--run", run.name, "--finish-timeout", "3", *more, input="")
+    assert time.monotonic() - before < 60
+    assert done.returncode == 1
+    said = done.stdout + done.stderr
+    assert f"the end of {run.name} was not taken within 3 s" in said or "not everything was sent in time" in said
+    server.deaf = False
+    assert sync(run.parent, server.url, "--run", run.name).returncode == 0
+    assert history(server, run) == told(run)
+
+
 def test_offline_files_say_the_same(two: list[Path]) -> None:
     run = two[0]
     done = sync(run.parent, None, "--run", run.name, "--mode", "offline", key=False)
     assert done.returncode == 0, done.stderr
     (files,) = (run.parent / ".wandb" / "wandb").glob("offline-run-*")
-    command = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--summary", "--json", str(files)]
+    command = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", str(files)]
     shown = subprocess.run(command, env=environment(run, None), capture_output=True, text=True, timeout=60, check=True)
-    found = json.loads(shown.stdout)
-    text = json.dumps(found)
-    record = json.loads((run / "record.json").read_text())
-    assert run.name in text
-    assert "finished" in text
-    assert str(record["metrics"]["steps_run"]) in text
+    found: dict[str, list[dict]] = {}
+    for entry in map(json.loads, shown.stdout.splitlines()):
+        found.setdefault(entry["type"], []).append(entry[entry["type"]])
+    written = [line["item"] for line in found["history"]]
+    assert [{key: value for key, value in line.items() if key[0] != "_"} for line in written] == told(run)
+    begun, record = found["run"][0], json.loads((run / "record.json").read_text())
+    assert begun["run_id"] == run.name
+    assert begun["config"]["update"]["cell_series"] == record["cell"]["method"]
+    summary = {key: value for part in found["summary"] for key, value in part["update"].items()}
+    assert summary["accuracy"] == pytest.approx(100 * record["metrics"]["test_accuracy"])
+    assert summary["status"] == "finished"
+    assert found["exit"][0]["exit_code"] == 0
     # Written once, too.
     assert "1 had nothing new" in sync(run.parent, None, "--run", run.name, "--mode", "offline", key=False).stdout
 

@@ -1,6 +1,9 @@
 """The benchmarks run, on networks too small to tell anything."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -240,7 +243,7 @@ def test_tracker(tmp_path, capsys, monkeypatch):
     def once(server, steps, folder, url):
         asked.append((server, url is not None))
         # Slower from round to round, and with a server that never answers.
-        return (len(asked) * (2.0 if server == "never answers" else 1.0),) * 2
+        return tracker.Times(3.0 * len(asked), 4.0, [1.5 if url else 1.0] * 9, [1.0] * 9)
 
     monkeypatch.setattr(tracker, "SERVERS", ("no tracker", "never answers"))
     monkeypatch.setattr(tracker, "times", once)
@@ -248,9 +251,26 @@ def test_tracker(tmp_path, capsys, monkeypatch):
     none, silent = ("no tracker", False), ("never answers", True)
     assert asked == [none, silent, silent, none]
     results = json.loads((tmp_path / "tracker.json").read_text())["results"]
-    assert results["no tracker"]["loop_ratio"] == 1
-    assert results["never answers"]["loop_ratio"] == pytest.approx((4 / 1 + 6 / 4) / 2)
-    assert capsys.readouterr().out.splitlines()[-1].split() == ["never", "answers", "5.0", "2.750", "5.0", "2.750"]
+    assert results["no tracker"] == {"loop_ratio": 1, "loop_ratio_error": 0, "start_s": 7.5, "end_s": 4}
+    assert results["never answers"]["loop_ratio"] == 1.5
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["never", "answers", "1.5000", "+-0.0000", "7.5", "4.0"]
+
+
+def test_a_tracker_is_stopped_and_continued_in_turn(tmp_path, monkeypatch):
+    events, sent = tmp_path / "events.jsonl", []
+    monkeypatch.setattr(tracker, "_signal_the_tracker", lambda folder, run, signum: sent.append(signum))
+    code = f"import time\nfor i in range(20):\n    time.sleep(0.05); print('{{}}', file=open({str(events)!r}, 'a'))"
+    with subprocess.Popen([sys.executable, "-c", code], text=True) as process:
+        seen = tracker._alternate(process, events, tmp_path)
+    with_it, without = tracker._periods(seen)
+    assert len(seen) == 20
+    assert sent[:4] == [signal.SIGSTOP, signal.SIGCONT] * 2
+    assert sent[-1] == signal.SIGCONT
+    assert len(with_it) >= 6
+    assert len(without) >= 6
+    ratio, error = tracker.growth([1.0, 1.1, 1.2], [1.0, 1.0, 1.1])
+    assert ratio == pytest.approx(1.1)
+    assert 0 < error < 0.2
 
 
 def test_a_run_that_does_not_finish_ends_the_tracker_benchmark(tmp_path):

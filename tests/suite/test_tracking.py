@@ -21,14 +21,16 @@ from experiments.tracking import tracked
 from tests.wandb_server import serving
 
 
-def environment(home: Path, url: str) -> dict[str, str]:
+def environment(home: Path, url: str, *, key: bool) -> dict[str, str]:
     folders = {f"WANDB_{name}_DIR": str(home) for name in ("CONFIG", "CACHE", "DATA")}
-    return {**os.environ, **folders, "HOME": str(home), "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": url}
+    own = {"HOME": str(home), "NETRC": str(home / "netrc"), "WANDB_BASE_URL": url}
+    kept = {name: value for name, value in os.environ.items() if name != "WANDB_API_KEY"}
+    return {**kept, **folders, **own, **({"WANDB_API_KEY": "0" * 40} if key else {})}
 
 
-def do(planned: Planned, url: str, home: Path) -> subprocess.CompletedProcess[str]:
+def do(planned: Planned, url: str, home: Path, *, key: bool = True) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "experiments.run", *planned.overrides]
-    env = environment(home, url)
+    env = environment(home, url, key=key)
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240, check=False)
 
 
@@ -52,10 +54,15 @@ def test_a_run_is_heard_of_whole_and_stays_what_it_is(short: Callable[..., Plann
 
 
 @pytest.mark.slow
-def test_a_server_that_never_answers_costs_a_run_nothing(short: Callable[..., Planned], tmp_path: Path) -> None:
-    planned = short("method=sgd", "tracker=wandb", "tracker.start_timeout_s=600", "tracker.finish_timeout_s=1")
-    with socket.create_server(("127.0.0.1", 0)) as hole:
-        done = do(planned, f"http://127.0.0.1:{hole.getsockname()[1]}", tmp_path)
+@pytest.mark.parametrize("server_is", ["silent", "broken", "absent", "without a key"])
+def test_a_run_ends_whatever_the_server_does(server_is: str, short: Callable[..., Planned], tmp_path: Path) -> None:
+    waits = ["tracker.start_timeout_s=600", "tracker.finish_timeout_s=1"]
+    planned = short("method=sgd", "tracker=wandb", *waits)
+    with socket.create_server(("127.0.0.1", 0)) as hole, serving() as server:
+        server.broken = True
+        silent = f"http://127.0.0.1:{hole.getsockname()[1]}"
+        url = {"silent": silent, "absent": "http://127.0.0.1:9"}.get(server_is, server.url)
+        done = do(planned, url, tmp_path, key=server_is != "without a key")
     assert done.returncode == 0, done.stderr
     assert (folder_of(planned.config) / "record.json").exists()
     assert "error" not in done.stderr

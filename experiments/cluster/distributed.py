@@ -1,0 +1,246 @@
+"""One run on several processes: each takes a part of every batch, and the first writes what the run leaves behind.
+
+All processes do the same program, as JAX wants it. The first, the leader, works on run folders as it would alone; the
+others know nothing of folders but to read checkpoints, and hear from it what to train and, after each evaluation,
+whether to go on. With one process everything here does nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Connection, Listener
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from experiments.interruption import Lost
+
+if TYPE_CHECKING:
+    from experiments.checkpoint import Keeper, Snapshot
+    from experiments.config import RunConfig
+
+T = TypeVar("T")
+AXIS = "batch"
+LOST_SECONDS = 5.0
+"""How long the end of another process may take to be known here, when something has gone wrong."""
+ADDRESS_BYTES = 1024
+"""How long the leader's address may be."""
+GO, FETCH, STOP, END = "go", "fetch", "stop", "end"
+
+
+class Stopped(Exception):
+    """The leader trains no further."""
+
+
+def join(processes: int) -> None:
+    """Become one of the processes of a SLURM step."""
+    if processes > 1:
+        # It reads SLURM's variables.
+        jax.distributed.initialize()
+        _lines()
+
+
+def is_follower() -> bool:
+    """Whether another process leads."""
+    return jax.process_index() > 0
+
+
+@functools.cache
+def _mesh() -> Mesh | None:
+    return Mesh(np.array(jax.devices()), (AXIS,)) if jax.process_count() > 1 else None
+
+
+def everywhere() -> NamedSharding | None:
+    """Where all but batches are: whole on every device; None with one process, where JAX decides."""
+    mesh = _mesh()
+    return NamedSharding(mesh, PartitionSpec()) if mesh else None
+
+
+def put(tree: Any) -> Any:
+    """Arrays on the device, or on every one."""
+    sharding = everywhere()
+    return jax.device_put(tree) if sharding is None else jax.tree.map(lambda leaf: _put(leaf, sharding), tree)
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        # Keys go to devices of other processes only as numbers.
+        data = jax.device_put(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    return jax.device_put(leaf, sharding)
+
+
+def split(batch: T) -> T:
+    """A batch in a compiled program, its samples spread over the devices."""
+    mesh = _mesh()
+    return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(AXIS))) if mesh else batch
+
+
+@functools.cache
+def _lines() -> list[Connection]:
+    """The leader's connections to all others, or another's to the leader.
+
+    Words may be hours apart, as the leader waits for a disk or for another run. JAX's collectives would time out.
+    """
+    if is_follower():
+        host, port, key = _agreed(None)
+        return [Client((host, port), authkey=bytes.fromhex(key))]
+    found: list[Connection] = []
+    key = secrets.token_hex(32)
+    with Listener(("", 0), backlog=jax.process_count(), authkey=bytes.fromhex(key)) as listener:
+        # As SLURM calls this node, which is how JAX has found it, too.
+        host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+        _agreed((host, listener.address[1], key))
+        while len(found) < jax.process_count() - 1:
+            # Whoever else knocks is sent away.
+            with suppress(AuthenticationError, EOFError, ConnectionError):
+                found.append(listener.accept())
+    return found
+
+
+def _agreed(address: tuple[Any, ...] | None) -> tuple[Any, ...]:
+    """The leader's host, port and key, on all processes."""
+    said = np.zeros(ADDRESS_BYTES, np.uint8)
+    if address is not None:
+        content = json.dumps(address).encode()
+        said[: len(content)] = np.frombuffer(content, np.uint8)
+    heard = np.asarray(multihost_utils.broadcast_one_to_all(said), np.uint8)
+    return tuple(json.loads(heard.tobytes().rstrip(b"\0")))
+
+
+def _say(word: Any) -> None:
+    for line in _lines():
+        line.send(word)
+
+
+def _hear() -> Any:
+    (line,) = _lines()
+    return line.recv()
+
+
+@contextmanager
+def leading(
+    configs: Sequence[RunConfig], folders: Sequence[Path], resumed: Sequence[Snapshot], keeper: Keeper
+) -> Iterator[Keeper]:
+    """Let the other processes train the same while the block lasts.
+
+    Args:
+        configs: the runs that become a program.
+        folders: theirs.
+        resumed: the checkpoints they go on from, or none.
+        keeper: the leader's own.
+
+    Yields:
+        The keeper to train with.
+
+    Raises:
+        Lost: one of them has ended.
+    """
+    if jax.process_count() == 1:
+        yield keeper
+        return
+    try:
+        _say(([*configs], [*folders], [snapshot.step for snapshot in resumed]))
+        yield _Leader(keeper)
+    except Exception as error:
+        # Whatever it led to here. The others say nothing, so what comes from one is its end.
+        if any(line.poll(LOST_SECONDS) for line in _lines()):
+            raise Lost("another process of the run has ended") from error
+        raise
+    finally:
+        with suppress(OSError):
+            _say(STOP)
+
+
+@contextmanager
+def led() -> Iterator[None]:
+    """End the other processes when the block ends."""
+    try:
+        yield
+    finally:
+        if jax.process_count() > 1:
+            with suppress(OSError):
+                _say(END)
+
+
+class _Leader:
+    """The leader's keeper, which says after each evaluation that it goes on."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+
+    def begin(self) -> None:
+        self._keeper.begin()
+
+    def after(self, snapshots: Callable[[], list[Snapshot]]) -> None:
+        def fetched() -> list[Snapshot]:
+            # What is spread over processes is fetched by all of them.
+            _say(FETCH)
+            return snapshots()
+
+        self._keeper.after(fetched)
+        _say(GO)
+
+
+class _Follower:
+    """A keeper that saves nothing, and goes on as long as the leader does."""
+
+    def begin(self) -> None:
+        """Nothing."""
+
+    def after(self, snapshots: Callable[[], list[Snapshot]]) -> None:
+        while (word := _hear()) == FETCH:
+            snapshots()
+        if word != GO:
+            raise Stopped
+
+
+def follow() -> None:
+    """Train what the leader trains, until it ends. Signals are for the leader, which stops all.
+
+    Raises:
+        Lost: the leader has ended without a word.
+    """
+    try:
+        _follow()
+    except Exception as error:
+        if isinstance(error, EOFError) or _lines()[0].poll(LOST_SECONDS):
+            raise Lost("the process that leads the run has ended") from error
+        raise
+
+
+def _follow() -> None:
+    from experiments.checkpoint import Damaged, load
+    from experiments.config import UsageError
+    from experiments.data import load as load_data
+    from experiments.training import train_seeds
+
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(signum, signal.SIG_IGN)
+    while (word := _hear()) != END:
+        configs, folders, steps = word
+        stopped = False
+        try:
+            resumed = [load(folder, step) for folder, step in zip(folders, steps, strict=False)]
+            data = load_data(configs[0].dataset, configs[0].data_dir)
+            train_seeds(configs, data, lambda *_: None, resumed, _Follower())
+        except Stopped:
+            stopped = True
+        except (Damaged, UsageError):
+            # So it is for the leader, which says what to do about it.
+            pass
+        while not stopped:
+            stopped = _hear() == STOP
