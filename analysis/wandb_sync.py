@@ -286,6 +286,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.nice(19)
         with suppress(OSError):
             Path("/proc/self/autogroup").write_text("19", encoding="utf-8")
+        with suppress(OSError, AttributeError):
+            # Linux's for what is to run when nothing else does: the run never waits for its turn to end.
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
     offline = options.mode == "offline"
     folder, times = options.folder / ".wandb", (options.start_timeout, options.finish_timeout)
