@@ -31,6 +31,8 @@ def main() -> int:
 
     try:
         manifest = read(folder)
+        # Again, as a process that was killed starts again hours later.
+        manifest.check_code()
         join(manifest.cluster.processes)
         if is_follower():
             follow()
