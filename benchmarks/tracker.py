@@ -1,9 +1,8 @@
 """What a run pays for being heard of at W&B, whatever the server does.
 
-    python -m benchmarks tracker [--steps 100000] [--rounds 3] [--json FILE]
+    python -m benchmarks tracker [--dataset mnist] [--model mlp_1x128] [--steps 200000] [--rounds 1] [--json FILE]
 
-Trains MLP 1x32 on digits by AP in processes of their own, an evaluation every 1000 steps, several a second: without a
-tracker, and with tracker=wandb where there is no key, no network, a server that never answers, one that answers
+Trains a cell of the suite by AP in processes of their own, evaluated as often as its protocol says: without a tracker, and with tracker=wandb where there is no key, no network, a server that never answers, one that answers
 everything with an error, and one that takes everything. All of them in every round, each beginning with another one.
 
 Two runs differ by more than a tracker costs, so "loop" compares a run with itself: its tracker is stopped for some
@@ -50,16 +49,16 @@ class Times(NamedTuple):
     without: list[float]
 
 
-def times(server: str, steps: int, folder: Path, url: str | None) -> Times:
+def times(server: str, cell: Sequence[str], steps: int, folder: Path, url: str | None) -> Times:
     """Do a run.
 
     Raises:
-        SystemExit: the run did not finish.
+        SystemExit: the run did not finish, or had too few evaluations to compare.
     """
     waits = ["tracker.start_timeout_s=5", "tracker.finish_timeout_s=5"]
     tracker = ["tracker=none"] if server == "no tracker" else ["tracker=wandb", *waits]
-    sizes = [f"protocol.max_steps={steps}", "protocol.evaluate_every=1000", "protocol.patience=1000000"]
-    overrides = ("dataset=digits", "model=mlp_1x32", "method=ap", *sizes, *tracker, f"paths.results={folder}")
+    sizes = [f"protocol.max_steps={steps}", "protocol.patience=1000000"]
+    overrides = (*cell, "method=ap", *sizes, *tracker, f"paths.results={folder}")
     path = folder_of(Planned("tracker", compose_run(overrides), overrides).config)
     own = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     own |= {f"WANDB_{name}_DIR": str(folder) for name in ("CONFIG", "CACHE", "DATA")}
@@ -67,15 +66,20 @@ def times(server: str, steps: int, folder: Path, url: str | None) -> Times:
     own |= {"WANDB_BASE_URL": url} if url else {}
     own |= {} if server == "no key" else {"WANDB_API_KEY": "0" * 40}
     command = [sys.executable, "-m", "experiments.run", *overrides]
+    # A file, as nobody would empty a pipe while the run goes on.
+    log = folder / "output"
     before = time.perf_counter()
-    process = subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    seen = _alternate(process, path / "events.jsonl", folder)
-    output, _ = process.communicate()
+    with log.open("w") as output:
+        process = subprocess.Popen(command, env=own, stdout=output, stderr=subprocess.STDOUT)
+        seen = _alternate(process, path / "events.jsonl", folder)
     after = time.perf_counter()
     _wait_for_the_tracker(folder)
     if process.returncode or not (path / "record.json").exists():
-        raise SystemExit(f"error: the run with {server!r} did not finish:\n{output}")
-    return Times(seen[0][0] - before, after - seen[-1][0], *_periods(seen))
+        raise SystemExit(f"error: the run with {server!r} did not finish:\n{log.read_text()}")
+    with_it, without = _periods(seen)
+    if not with_it or not without:
+        raise SystemExit(f"error: {len(seen)} evaluations are too few to compare, at least {3 * PERIOD}: more --steps")
+    return Times(seen[0][0] - before, after - seen[-1][0], with_it, without)
 
 
 def _alternate(process: subprocess.Popen[str], events: Path, folder: Path) -> list[tuple[float, bool]]:
@@ -142,10 +146,13 @@ def growth(with_it: Sequence[float], without: Sequence[float]) -> tuple[float, f
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=100_000, help="counted steps, a multiple of 1000")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each of them runs")
+    parser.add_argument("--dataset", default="mnist")
+    parser.add_argument("--model", default="mlp_1x128")
+    parser.add_argument("--steps", type=int, default=200_000, help="counted steps, a multiple of evaluate_every")
+    parser.add_argument("--rounds", type=int, default=1, help="how often each of them runs")
     parser.add_argument("--json", type=Path, help="write the numbers with device and versions to this file")
     options = parser.parse_args(arguments)
+    cell = (f"dataset={options.dataset}", f"model={options.model}")
     found: dict[str, list[Times]] = {server: [] for server in SERVERS}
     with ExitStack() as stack:
         hole = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -157,9 +164,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             # None always comes after the same one.
             for server in (*SERVERS[i % len(SERVERS) :], *SERVERS[: i % len(SERVERS)]):
                 with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-                    found[server].append(times(server, options.steps, Path(folder), urls.get(server)))
+                    found[server].append(times(server, cell, options.steps, Path(folder), urls.get(server)))
     device = environment()
-    print(f"{options.steps:,} steps, {options.rounds} rounds, {device['device']} ({device['platform']})")
+    what = f"{options.dataset} {options.model} ap, {options.steps:,} steps, {options.rounds} round(s)"
+    print(f"{what}, {device['device']} ({device['platform']})")
     print(f"{'':15}{'loop, with / without':>26}{'start, s':>10}{'end, s':>8}")
     results: dict[str, dict[str, float]] = {}
     for server, runs in found.items():
