@@ -2,8 +2,9 @@
 
     python -m benchmarks tracker [--dataset mnist] [--model mlp_1x128] [--steps 200000] [--rounds 1] [--json FILE]
 
-Trains a cell of the suite by AP in processes of their own, evaluated as often as its protocol says: without a tracker, and with tracker=wandb where there is no key, no network, a server that never answers, one that answers
-everything with an error, and one that takes everything. All of them in every round, each beginning with another one.
+Trains a cell of the suite by AP in processes of their own, evaluated as often as its protocol says: without a tracker,
+and with tracker=wandb where there is no key, no network, a server that never answers, one that answers everything with
+an error, and one that takes everything. All of them in every round, each beginning with another one.
 
 Two runs differ by more than a tracker costs, so "loop" compares a run with itself: its tracker is stopped for some
 evaluations and continued for as many, in which it also does what it has missed, and so on. It is the median time from

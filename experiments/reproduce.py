@@ -9,7 +9,7 @@ import dataclasses
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from experiments.cells import Planned, parse
 from experiments.config import ROOT, UsageError
@@ -67,10 +67,13 @@ def _saved(planned: Sequence[Planned]) -> str:
     return f", and the next start goes on with {', '.join(named)}{more}" if cut else ""
 
 
-def run_missing(planned: Sequence[Planned], in_turn: bool = False) -> dict[str, Exception]:
+def run_missing(
+    planned: Sequence[Planned], at_turn: Callable[[Planned], Planned] | None = None
+) -> dict[str, Exception]:
     """Do the runs without a record; returns those that did not finish, by name, and why. No run stops another.
 
-    With `in_turn` this process does one after the other, whatever else shares its machine.
+    With `at_turn` this process does one after the other, whatever else shares its machine, and asks it when a run's
+    turn has come how that is to be done.
 
     A run that another process works on is left to it, and looked at again at the end: until it is finished, or is to do
     because the other process gave it up.
@@ -85,26 +88,29 @@ def run_missing(planned: Sequence[Planned], in_turn: bool = False) -> dict[str, 
     refused = f", {len(errors)} cannot be done as asked (why: see the end)" if errors else ""
     print(f"{finished}, {len(ready)} to run{refused}.", flush=True)
     with RunProgress(len(ready)) as progress, tracked([run.config for run in ready], progress.line):
-        errors |= _run(ready, progress, in_turn)
+        errors |= _run(ready, progress, at_turn)
         while busy := [run for run in ready if _is_busy(run, errors)]:
             progress.line(f"{len(busy)} runs are left to the processes that work on them: waiting (Ctrl-C: no longer)")
             while not (free := [run for run in busy if _status(run) is not Status.RUNNING]):
                 time.sleep(LOOK_SECONDS)
             for run in free:
                 del errors[run_id(run.config)]
-            errors |= _run(free, progress, in_turn)
+            errors |= _run(free, progress, at_turn)
     return errors
 
 
-def _run(runs: Sequence[Planned], progress: RunProgress, in_turn: bool) -> dict[str, Exception]:
+def _run(
+    runs: Sequence[Planned], progress: RunProgress, at_turn: Callable[[Planned], Planned] | None
+) -> dict[str, Exception]:
     errors: dict[str, Exception] = {}
     jobs = runs[0].config.jobs if runs else 1
-    if jobs > 1 and not in_turn:
+    if jobs > 1 and not at_turn:
         # Imported late: the launcher takes a while, and most do without.
         from experiments.parallel import run_side_by_side
 
         return run_side_by_side(runs, jobs, progress)
-    for group in groups(runs):
+    for planned in groups(runs):
+        group = [at_turn(run) for run in planned] if at_turn else planned
         first = group[0].config
         progress.start(first, len(group))
         outcomes = execute_together(

@@ -13,7 +13,7 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
@@ -26,7 +26,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from experiments.config import UsageError
 from experiments.interruption import Lost
+from experiments.records import run_id
 
 if TYPE_CHECKING:
     from experiments.checkpoint import Keeper, Snapshot
@@ -38,7 +40,7 @@ LOST_SECONDS = 5.0
 """How long the end of another process may take to be known here, when something has gone wrong."""
 ADDRESS_BYTES = 1024
 """How long the leader's address may be."""
-GO, FETCH, STOP, END = "go", "fetch", "stop", "end"
+GO, FETCH, STOP, END, READY = "go", "fetch", "stop", "end", "ready"
 
 
 class Stopped(Exception):
@@ -147,22 +149,41 @@ def leading(
         The keeper to train with.
 
     Raises:
+        Damaged, UsageError: one of them cannot read the checkpoint, or the data.
         Lost: one of them has ended.
     """
+    from experiments.checkpoint import Damaged
+
     if jax.process_count() == 1:
         yield keeper
         return
     try:
-        _say(([*configs], [*folders], [snapshot.step for snapshot in resumed]))
+        _say(([run_id(config) for config in configs], [*folders], [snapshot.step for snapshot in resumed]))
+        # None trains before all can: it would wait for the others without end.
+        for answer in [line.recv() for line in _lines()]:
+            if answer != READY:
+                raise answer
+        _say(GO)
         yield _Leader(keeper)
+    except (Damaged, UsageError):
+        raise
     except Exception as error:
-        # Whatever it led to here. The others say nothing, so what comes from one is its end.
-        if any(line.poll(LOST_SECONDS) for line in _lines()):
+        # What one of the others could not do, none could, if it says the same. Otherwise it has ended, whatever that
+        # led to here.
+        if isinstance(error, EOFError) or any(_differs(line, error) for line in _lines()):
             raise Lost("another process of the run has ended") from error
         raise
     finally:
         with suppress(OSError):
             _say(STOP)
+
+
+def _differs(line: Connection, error: Exception) -> bool:
+    """Whether another process tells, within a while, anything else than the error that has come up here."""
+    try:
+        return line.poll(LOST_SECONDS) and line.recv() != repr(error)
+    except (EOFError, OSError):
+        return True
 
 
 @contextmanager
@@ -208,39 +229,54 @@ class _Follower:
             raise Stopped
 
 
-def follow() -> None:
+def follow(runs: Mapping[str, RunConfig]) -> None:
     """Train what the leader trains, until it ends. Signals are for the leader, which stops all.
+
+    Args:
+        runs: what it may name, as they are done on this node.
 
     Raises:
         Lost: the leader has ended without a word.
     """
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(signum, signal.SIG_IGN)
     try:
-        _follow()
-    except Exception as error:
-        if isinstance(error, EOFError) or _lines()[0].poll(LOST_SECONDS):
-            raise Lost("the process that leads the run has ended") from error
-        raise
+        while (word := _hear()) != END:
+            names, folders, steps = word
+            _train([runs[name] for name in names], folders, steps)
+    except (EOFError, ConnectionError) as error:
+        raise Lost("the process that leads the run has ended") from error
 
 
-def _follow() -> None:
+def _train(configs: Sequence[RunConfig], folders: Sequence[Path], steps: Sequence[int]) -> None:
+    """Do as the leader does, and end when it stops."""
     from experiments.checkpoint import Damaged, load
-    from experiments.config import UsageError
     from experiments.data import load as load_data
     from experiments.training import train_seeds
 
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(signum, signal.SIG_IGN)
-    while (word := _hear()) != END:
-        configs, folders, steps = word
-        stopped = False
+    (leader,) = _lines()
+    try:
+        resumed = [load(folder, step) for folder, step in zip(folders, steps, strict=False)]
+        data = load_data(configs[0].dataset, configs[0].data_dir)
+    except (Damaged, UsageError) as error:
+        leader.send(error)
+    else:
+        leader.send(READY)
+        if _hear() == STOP:
+            return
         try:
-            resumed = [load(folder, step) for folder, step in zip(folders, steps, strict=False)]
-            data = load_data(configs[0].dataset, configs[0].data_dir)
             train_seeds(configs, data, lambda *_: None, resumed, _Follower())
         except Stopped:
-            stopped = True
+            return
         except (Damaged, UsageError):
             # So it is for the leader, which says what to do about it.
             pass
-        while not stopped:
-            stopped = _hear() == STOP
+        except (EOFError, ConnectionError):
+            raise
+        except Exception as error:
+            leader.send(repr(error))
+            # If it is so for the leader, that stops. If not, it waits for this process, which has to end.
+            if not leader.poll(2 * LOST_SECONDS):
+                raise
+    while _hear() != STOP:
+        pass

@@ -44,7 +44,7 @@ class Manifest:
         created: ISO 8601, UTC.
         commit: that was checked out, for people.
         cluster: the profile.
-        jobs: how many runs a task does at once.
+        jobs: how many runs a task does at once, if it has so many.
         tasks: for each task of the array the numbers of its runs.
         runs: see `_run_entry`.
         code: SHA-256 of every file of code, by its name.
@@ -68,6 +68,10 @@ class Manifest:
         if not 0 <= task < len(self.tasks):
             raise UsageError(f"{relative(self.folder)} has no task {task}: they go from 0 to {len(self.tasks) - 1}")
         return [_thawed(self.runs[number], self.folder) for number in self.tasks[task]]
+
+    def jobs_of(self, task: int) -> int:
+        """How many runs a task does at once."""
+        return min(self.jobs, len(self.tasks[task]))
 
     def changed(self) -> list[str]:
         """The files of code that are not what they were."""
@@ -131,6 +135,8 @@ def read(folder: Path) -> Manifest:
         return Manifest(folder=folder, cluster=cluster, **content)
     except FileNotFoundError as error:
         raise UsageError(f"{relative(folder)} is no submission: it has no manifest.json") from error
+    except OSError as error:
+        raise UsageError(f"{relative(path)} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{relative(path)} is damaged ({error}); submit its runs anew") from error
 

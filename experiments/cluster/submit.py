@@ -29,7 +29,7 @@ from experiments.planned import planned
 from experiments.records import run_id
 from experiments.reproduce import groups
 from experiments.runner import Status, folder_of, status_of
-from experiments.storage import relative
+from experiments.storage import StorageError, relative
 
 SCRIPT = ROOT / "slurm" / "run.sbatch"
 
@@ -161,6 +161,9 @@ def _submitted(folder: Path, tasks: list[list[Planned]]) -> tuple[int, Path]:
         answer = call(["sbatch", "--parsable", *options, str(SCRIPT), str(name)])
         # Of several clusters: "<number>;<cluster>".
         job = int(answer.strip().partition(";")[0])
+    except (OSError, StorageError) as error:
+        shutil.rmtree(name, ignore_errors=True)
+        raise UsageError(f"cluster.folder={folder} cannot hold a submission: {error}") from error
     except NoAnswer as error:
         raise UsageError(f"{error}. It may have the submission all the same: `make status` says so then") from error
     except QueueError as error:

@@ -42,7 +42,7 @@ def main() -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    jobs = min(manifest.jobs, runs)
+    jobs = manifest.jobs_of(number)
     work = [sys.executable, "-m", "experiments.cluster.work", str(manifest.folder), str(number)]
     commands = [
         ([*work, str(k)], {**environment, **own})

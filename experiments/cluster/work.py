@@ -7,7 +7,9 @@ is done twice.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -16,14 +18,16 @@ from experiments.cells import Planned
 from experiments.cluster.manifest import Manifest, read
 from experiments.config import RunConfig, TrackerConfig, UsageError, WandbConfig
 from experiments.interruption import Lost
+from experiments.records import run_id
 from experiments.reproduce import groups, print_errors, run_missing
 from experiments.runner import folder_of
+from experiments.storage import StorageError
 
 
 def main() -> int:
     """Command line; returns 0 if every run is finished, 1 if one failed, 2 for what cannot be done, 128 + signal.
 
-    Where other processes of the run have ended, and all have to start again, it is the status of `Lost`.
+    Where other processes of the run have ended, or a disk is full, and all have to start again, it is that of `Lost`.
     """
     folder, task, number = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     # Imported late, as it brings JAX, whose environment the task has set.
@@ -34,12 +38,13 @@ def main() -> int:
         # Again, as a process that was killed starts again hours later.
         manifest.check_code()
         join(manifest.cluster.processes)
+        at_turn = functools.partial(on_node, manifest=manifest, task=task, number=number)
+        runs = [at_turn(run) for run in manifest.planned(task)]
         if is_follower():
-            follow()
+            follow({run_id(run.config): run.config for run in runs})
             return 0
-        runs = ordered([on_node(run, manifest, number) for run in manifest.planned(task)], number)
         with led():
-            errors = run_missing(runs, in_turn=True)
+            errors = run_missing(ordered(runs, number), at_turn)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -52,6 +57,9 @@ def main() -> int:
     print_errors(errors, len(runs))
     if any(isinstance(error, UsageError) for error in errors.values()):
         return 2
+    if any(isinstance(error, StorageError) for error in errors.values()):
+        # There may be room another time, and the runs go on.
+        return Lost.status
     return 1 if errors else 0
 
 
@@ -69,14 +77,17 @@ def _begun(config: RunConfig) -> int:
     return sum('"what": "started"' in line or '"what": "resumed"' in line for line in lines)
 
 
-def on_node(run: Planned, manifest: Manifest, number: int) -> Planned:
-    """A run as it is done here: data, memory, tracker; and no failure of this submission is tried again."""
+def on_node(run: Planned, manifest: Manifest, task: int, number: int) -> Planned:
+    """A run as it is done here and now: data, memory, tracker; and no failure of this submission is tried again."""
     config, cluster = run.config, manifest.cluster
     if staged := os.environ.get("PJAX_STAGED_DATA"):
         config = dataclasses.replace(config, paths=dataclasses.replace(config.paths, data=staged))
+    jobs = manifest.jobs_of(task)
     if config.memory_gb is None and not cluster.gpus:
-        beside = config.jobs * cluster.processes // cluster.nodes
+        beside = jobs * cluster.processes // cluster.nodes
         config = dataclasses.replace(config, memory_gb=cluster.memory_gb / beside)
+    # Those that share its device.
+    config = dataclasses.replace(config, jobs=math.ceil(jobs / max(1, cluster.gpus)))
     if number:
         # One process follows the runs of all.
         config = dataclasses.replace(config, tracker=TrackerConfig("none"))

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import multiprocessing
+import signal
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from experiments import training
 from experiments.cluster import distributed
-from experiments.config import ROOT
+from experiments.compose import compose_run
+from experiments.config import ROOT, RunConfig
 from experiments.data import prepare
+from experiments.interruption import Lost
+from experiments.records import run_id
 from tests.suite.test_data_sources import MNIST
 
 
@@ -45,6 +54,64 @@ def test_two_processes_train_mnist_to_the_parameters_of_one(shared: Path, tmp_pa
             kind, tolerance = (np.float32, 5e-6) if name.startswith("ap") else (np.float64, 1e-9)
             assert values.dtype == kind
             np.testing.assert_allclose(first[name], values, rtol=0, atol=tolerance)
+
+
+@pytest.fixture
+def pair(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Exception | None]:
+    """Two processes of a run as threads: what the leader's block ends with, while it does what it is told."""
+    here, there = multiprocessing.Pipe()
+    main = threading.current_thread()
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr(distributed, "_lines", lambda: [there if threading.current_thread() is main else here])
+    monkeypatch.setattr(distributed, "LOST_SECONDS", 1.0)
+
+    def run(config: RunConfig, theirs: RunConfig, leads: Callable[[], None]) -> Exception | None:
+        ended: list[Exception | Lost | None] = []
+
+        def lead() -> None:
+            try:
+                with distributed.leading([config], [Path("run")], [], distributed._Follower()):
+                    leads()
+                ended.append(None)
+            except (Exception, Lost) as error:
+                ended.append(error)
+            here.send(distributed.END)
+
+        signums = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        before = {signum: signal.getsignal(signum) for signum in signums}
+        leader = threading.Thread(target=lead)
+        leader.start()
+        try:
+            distributed.follow({run_id(theirs): theirs})
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+            leader.join(timeout=60)
+        return ended[0]
+
+    return run
+
+
+def test_data_that_another_node_cannot_read_are_refused_before_anything_waits_for_it(
+    pair: Callable[..., Exception | None], tmp_path: Path
+) -> None:
+    config = compose_run(["task=mnist-mlp_1x128", f"paths.data={ROOT / 'data'}"])
+    theirs = dataclasses.replace(config, paths=dataclasses.replace(config.paths, data=str(tmp_path)))
+    ended = pair(config, theirs, lambda: pytest.fail("trained"))
+    assert str(tmp_path) in str(ended)
+
+
+def test_an_error_of_all_processes_is_the_runs_and_that_of_one_is_not(
+    pair: Callable[..., Exception | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose_run(["dataset=digits"])
+
+    def fail(message: str) -> None:
+        raise ValueError(message)
+
+    monkeypatch.setattr(training, "train_seeds", lambda *_: fail("no memory"))
+    assert repr(pair(config, config, lambda: fail("no memory"))) == "ValueError('no memory')"
+    assert isinstance(pair(config, config, lambda: fail("a connection broke")), Lost)
 
 
 def test_one_process_is_left_alone() -> None:

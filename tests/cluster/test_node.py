@@ -99,18 +99,24 @@ def test_a_run_is_done_as_its_node_wants_it(frozen: Callable[..., Manifest], mon
     written = frozen("jobs=2", "tracker=wandb", "retry_failed=true", "cluster.memory_gb=10")
     first, second = written.planned(0)
     monkeypatch.setenv("PJAX_STAGED_DATA", "/node/data")
-    done = on_node(first, written, 0).config
+    done = on_node(first, written, 0, 0).config
     assert (done.paths.data, done.memory_gb, done.retry_failed) == ("/node/data", 5, True)
     # Nothing outlives a job.
     assert isinstance(done.tracker, WandbConfig)
     assert done.tracker.wait_s == done.tracker.finish_timeout_s > 0
-    assert on_node(first, written, 1).config.tracker == TrackerConfig("none")
+    assert on_node(first, written, 0, 1).config.tracker == TrackerConfig("none")
     folder = folder_of(first.config)
     folder.mkdir(parents=True)
     (folder / "FAILED.json").write_text(json.dumps({"time": "2020-01-01T00:00:00+00:00"}))
-    assert on_node(first, written, 0).config.retry_failed
+    assert on_node(first, written, 0, 0).config.retry_failed
     (folder / "FAILED.json").write_text(json.dumps({"time": "2999-01-01T00:00:00+00:00"}))
-    assert not on_node(first, written, 0).config.retry_failed
+    assert not on_node(first, written, 0, 0).config.retry_failed
+    # Those of other GPUs share nothing with it.
+    several = dataclasses.replace(written, cluster=dataclasses.replace(written.cluster, gpus=2))
+    on_gpu = on_node(first, several, 0, 0).config
+    assert (done.jobs, on_gpu.jobs, on_gpu.memory_gb) == (2, 1, None)
+    alone = dataclasses.replace(written, tasks=[[0]])
+    assert (on_node(first, alone, 0, 0).config.jobs, on_node(first, alone, 0, 0).config.memory_gb) == (1, 10)
     # What was begun more often comes last.
     (folder / "attempts.jsonl").write_text('{"attempt": 1, "what": "started"}\n')
     assert ordered([first, second], 0) == [second, first]

@@ -1,6 +1,7 @@
 """The benchmarks run, on networks too small to tell anything."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -240,14 +241,16 @@ def test_suite_overhead(tmp_path, capsys):
 def test_tracker(tmp_path, capsys, monkeypatch):
     asked = []
 
-    def once(server, steps, folder, url):
+    def once(server, cell, steps, folder, url):
+        assert cell == ("dataset=digits", "model=mlp_1x32")
         asked.append((server, url is not None))
         # Slower from round to round, and with a server that never answers.
         return tracker.Times(3.0 * len(asked), 4.0, [1.5 if url else 1.0] * 9, [1.0] * 9)
 
     monkeypatch.setattr(tracker, "SERVERS", ("no tracker", "never answers"))
     monkeypatch.setattr(tracker, "times", once)
-    benchmarks_main(["tracker", "--rounds", "2", "--json", str(tmp_path / "tracker.json")])
+    small = ["--dataset", "digits", "--model", "mlp_1x32", "--rounds", "2"]
+    benchmarks_main(["tracker", *small, "--json", str(tmp_path / "tracker.json")])
     none, silent = ("no tracker", False), ("never answers", True)
     assert asked == [none, silent, silent, none]
     results = json.loads((tmp_path / "tracker.json").read_text())["results"]
@@ -273,10 +276,10 @@ def test_a_tracker_is_stopped_and_continued_in_turn(tmp_path, monkeypatch):
     assert 0 < error < 0.2
 
 
-def test_a_run_that_does_not_finish_ends_the_tracker_benchmark(tmp_path):
-    (tmp_path / "file").touch()
+def test_a_run_that_does_not_finish_ends_the_tracker_benchmark(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with pytest.raises(SystemExit, match="the run with 'no tracker' did not finish"):
-        tracker.times("no tracker", 1000, tmp_path / "file", None)
+        tracker.times("no tracker", ("dataset=digits", "model=mlp_1x32"), 1000, tmp_path, None)
 
 
 def test_higgs(tmp_path, capsys, monkeypatch):
