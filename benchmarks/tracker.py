@@ -27,7 +27,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.measure import environment, write
 from experiments.cells import Planned
@@ -83,7 +83,7 @@ def times(server: str, cell: Sequence[str], steps: int, folder: Path, url: str |
     return Times(seen[0][0] - before, after - seen[-1][0], with_it, without)
 
 
-def _alternate(process: subprocess.Popen[str], events: Path, folder: Path) -> list[tuple[float, bool]]:
+def _alternate(process: subprocess.Popen[Any], events: Path, folder: Path) -> list[tuple[float, bool]]:
     """Stop and continue a run's tracker in turn; returns when each evaluation was seen, and whether it worked then."""
     seen: list[tuple[float, bool]] = []
     works = True
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results[server] = {"loop_ratio": ratio, "loop_ratio_error": error, **columns}
         print(f"{server:15}{ratio:18.4f} +-{error:.4f}{columns['start_s']:10.1f}{columns['end_s']:8.1f}")
     if options.json:
-        write(options.json, "tracker", results=results)
+        write(options.json, "tracker", cell=cell, steps=options.steps, rounds=options.rounds, results=results)
 
 
 if __name__ == "__main__":

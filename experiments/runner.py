@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -14,7 +15,7 @@ from experiments.folder import RunFailed, RunFolder, earlier_failure
 from experiments.interruption import Interruption, interruptible
 from experiments.ownership import RunBusy, is_owned, owned
 from experiments.records import Event, Record, run_id, saved_steps
-from experiments.storage import StorageError, writing
+from experiments.storage import StorageError, storage_error, writing
 
 if TYPE_CHECKING:
     from experiments.checkpoint import Snapshot
@@ -247,6 +248,8 @@ def _owned(
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise storage_error(path / "run.lock", error) from error
         raise UsageError(f"paths.results={config.paths.results} cannot hold a run: {error}") from error
     with ExitStack() as own:
         with writing(path / "run.lock"):

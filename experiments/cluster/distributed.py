@@ -13,12 +13,14 @@ import os
 import secrets
 import signal
 import socket
+import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Client, Connection, Listener, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +30,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.config import UsageError
 from experiments.interruption import Lost
+from experiments.ownership import RunBusy
 from experiments.records import run_id
+from experiments.storage import StorageError
 
 if TYPE_CHECKING:
     from experiments.checkpoint import Keeper, Snapshot
@@ -149,41 +153,76 @@ def leading(
         The keeper to train with.
 
     Raises:
-        Damaged, UsageError: one of them cannot read the checkpoint, or the data.
-        Lost: one of them has ended.
+        UsageError: one of them cannot read the data.
+        Lost: one of them has ended, or could not do what others could.
     """
-    from experiments.checkpoint import Damaged
-
     if jax.process_count() == 1:
         yield keeper
         return
+    leader = _Leader(keeper)
     try:
         _say(([run_id(config) for config in configs], [*folders], [snapshot.step for snapshot in resumed]))
         # None trains before all can: it would wait for the others without end.
-        for answer in [line.recv() for line in _lines()]:
-            if answer != READY:
-                raise answer
+        answers = [_answer(line) for line in _lines()]
+        for error in answers:
+            if error is not None:
+                raise error
         _say(GO)
-        yield _Leader(keeper)
-    except (Damaged, UsageError):
+        yield leader
+    except (StorageError, RunBusy):
+        # The leader's alone, as it alone writes, and the others wait for its word.
         raise
     except Exception as error:
-        # What one of the others could not do, none could, if it says the same. Otherwise it has ended, whatever that
-        # led to here.
-        if isinstance(error, EOFError) or any(_differs(line, error) for line in _lines()):
-            raise Lost("another process of the run has ended") from error
-        raise
+        if isinstance(error, _Refused) or _all_failed(_Failure.of(error, leader.evaluations)):
+            raise
+        # Whatever that has led to here.
+        raise Lost("another process of the run has ended, or failed alone") from error
     finally:
-        with suppress(OSError):
-            _say(STOP)
+        for line in _lines():
+            with suppress(OSError):
+                line.send(STOP)
 
 
-def _differs(line: Connection, error: Exception) -> bool:
-    """Whether another process tells, within a while, anything else than the error that has come up here."""
+class _Failure(NamedTuple):
+    """An error of a process in training, as the others can compare it: its kind, and after how many evaluations.
+
+    Not its text, which may name a device.
+    """
+
+    kind: str
+    evaluations: int
+
+    @classmethod
+    def of(cls, error: Exception, evaluations: int) -> _Failure:
+        return cls(type(error).__name__, evaluations)
+
+
+class _Refused(UsageError):
+    """What another process says it cannot read."""
+
+
+def _answer(line: Connection) -> UsageError | None:
+    """Why another process cannot train; None if it can."""
+    answer = line.recv()
+    # An error after the last run's end.
+    while isinstance(answer, _Failure):
+        answer = line.recv()
+    return None if answer == READY else _Refused(answer)
+
+
+def _all_failed(failure: _Failure) -> bool:
+    """Whether all other processes tell of the same failure within a while."""
+    silent = set(_lines())
+    deadline = time.monotonic() + LOST_SECONDS
     try:
-        return line.poll(LOST_SECONDS) and line.recv() != repr(error)
+        while silent:
+            ready = [line for line in wait(silent, deadline - time.monotonic()) if isinstance(line, Connection)]
+            if not ready or any(line.recv() != failure for line in ready):
+                return False
+            silent -= set(ready)
     except (EOFError, OSError):
-        return True
+        return False
+    return True
 
 
 @contextmanager
@@ -201,7 +240,7 @@ class _Leader:
     """The leader's keeper, which says after each evaluation that it goes on."""
 
     def __init__(self, keeper: Keeper) -> None:
-        self._keeper = keeper
+        self._keeper, self.evaluations = keeper, 0
 
     def begin(self) -> None:
         self._keeper.begin()
@@ -213,11 +252,15 @@ class _Leader:
             return snapshots()
 
         self._keeper.after(fetched)
+        self.evaluations += 1
         _say(GO)
 
 
 class _Follower:
     """A keeper that saves nothing, and goes on as long as the leader does."""
+
+    def __init__(self) -> None:
+        self.evaluations = 0
 
     def begin(self) -> None:
         """Nothing."""
@@ -227,6 +270,7 @@ class _Follower:
             snapshots()
         if word != GO:
             raise Stopped
+        self.evaluations += 1
 
 
 def follow(runs: Mapping[str, RunConfig]) -> None:
@@ -236,7 +280,7 @@ def follow(runs: Mapping[str, RunConfig]) -> None:
         runs: what it may name, as they are done on this node.
 
     Raises:
-        Lost: the leader has ended without a word.
+        Lost: the leader has ended without a word, or something failed here alone.
     """
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(signum, signal.SIG_IGN)
@@ -244,39 +288,45 @@ def follow(runs: Mapping[str, RunConfig]) -> None:
         while (word := _hear()) != END:
             names, folders, steps = word
             _train([runs[name] for name in names], folders, steps)
-    except (EOFError, ConnectionError) as error:
+    except (EOFError, OSError) as error:
         raise Lost("the process that leads the run has ended") from error
+    except Exception as error:
+        # The leader cannot go on without this process, and hears of its end.
+        traceback.print_exc()
+        raise Lost("this process of the run has failed alone") from error
 
 
 def _train(configs: Sequence[RunConfig], folders: Sequence[Path], steps: Sequence[int]) -> None:
     """Do as the leader does, and end when it stops."""
-    from experiments.checkpoint import Damaged, load
+    from experiments.checkpoint import load
     from experiments.data import load as load_data
     from experiments.training import train_seeds
 
     (leader,) = _lines()
+    # The leader has read the checkpoints, so that one which cannot be read is no damaged one, but not there yet.
+    resumed = [load(folder, step) for folder, step in zip(folders, steps, strict=False)]
     try:
-        resumed = [load(folder, step) for folder, step in zip(folders, steps, strict=False)]
         data = load_data(configs[0].dataset, configs[0].data_dir)
-    except (Damaged, UsageError) as error:
-        leader.send(error)
+    except UsageError as error:
+        leader.send(str(error))
     else:
         leader.send(READY)
         if _hear() == STOP:
             return
+        keeper = _Follower()
         try:
-            train_seeds(configs, data, lambda *_: None, resumed, _Follower())
+            train_seeds(configs, data, lambda *_: None, resumed, keeper)
         except Stopped:
             return
-        except (Damaged, UsageError):
-            # So it is for the leader, which says what to do about it.
-            pass
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):
             raise
         except Exception as error:
-            leader.send(repr(error))
+            leader.send(_Failure.of(error, keeper.evaluations))
             # If it is so for the leader, that stops. If not, it waits for this process, which has to end.
-            if not leader.poll(2 * LOST_SECONDS):
-                raise
+            deadline = time.monotonic() + 2 * LOST_SECONDS
+            while leader.poll(max(0, deadline - time.monotonic())):
+                if leader.recv() == STOP:
+                    return
+            raise
     while _hear() != STOP:
         pass

@@ -163,7 +163,8 @@ def _submitted(folder: Path, tasks: list[list[Planned]]) -> tuple[int, Path]:
         job = int(answer.strip().partition(";")[0])
     except (OSError, StorageError) as error:
         shutil.rmtree(name, ignore_errors=True)
-        raise UsageError(f"cluster.folder={folder} cannot hold a submission: {error}") from error
+        cause = error.__cause__ if isinstance(error, StorageError) and error.__cause__ else error
+        raise UsageError(f"cluster.folder={folder} cannot hold a submission: {cause}") from error
     except NoAnswer as error:
         raise UsageError(f"{error}. It may have the submission all the same: `make status` says so then") from error
     except QueueError as error:

@@ -55,11 +55,11 @@ def main() -> int:
     except KeyboardInterrupt as error:
         return getattr(error, "status", 130)
     print_errors(errors, len(runs))
-    if any(isinstance(error, UsageError) for error in errors.values()):
-        return 2
     if any(isinstance(error, StorageError) for error in errors.values()):
         # There may be room another time, and the runs go on.
         return Lost.status
+    if any(isinstance(error, UsageError) for error in errors.values()):
+        return 2
     return 1 if errors else 0
 
 
@@ -105,7 +105,7 @@ def _failed_since(config: RunConfig, created: str) -> bool:
     try:
         # Both are ISO 8601 in UTC.
         return json.loads(path.read_text())["time"] >= created
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

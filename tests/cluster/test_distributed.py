@@ -9,19 +9,23 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from experiments import training
+from experiments import checkpoint, training
 from experiments.cluster import distributed
 from experiments.compose import compose_run
-from experiments.config import ROOT, RunConfig
+from experiments.config import ROOT, RunConfig, UsageError
 from experiments.data import prepare
 from experiments.interruption import Lost
 from experiments.records import run_id
+from experiments.storage import StorageError
 from tests.suite.test_data_sources import MNIST
 
 
@@ -57,61 +61,126 @@ def test_two_processes_train_mnist_to_the_parameters_of_one(shared: Path, tmp_pa
 
 
 @pytest.fixture
-def pair(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Exception | None]:
-    """Two processes of a run as threads: what the leader's block ends with, while it does what it is told."""
+def pair(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[BaseException | None, Lost | None]]:
+    """Two processes of a run as threads: what the leader's block ends with, and the other process."""
     here, there = multiprocessing.Pipe()
     main = threading.current_thread()
     monkeypatch.setattr("jax.process_count", lambda: 2)
     monkeypatch.setattr(distributed, "_lines", lambda: [there if threading.current_thread() is main else here])
     monkeypatch.setattr(distributed, "LOST_SECONDS", 1.0)
 
-    def run(config: RunConfig, theirs: RunConfig, leads: Callable[[], None]) -> Exception | None:
-        ended: list[Exception | Lost | None] = []
+    def run(
+        config: RunConfig, theirs: RunConfig, leads: Callable[[], None], resumed: Sequence[Any] = ()
+    ) -> tuple[BaseException | None, Lost | None]:
+        followed: list[Lost] = []
+        ended: list[BaseException | None] = []
 
         def lead() -> None:
             try:
-                with distributed.leading([config], [Path("run")], [], distributed._Follower()):
+                with distributed.leading([config], [Path("run")], resumed, distributed._Follower()):
                     leads()
                 ended.append(None)
-            except (Exception, Lost) as error:
+            except BaseException as error:
                 ended.append(error)
-            here.send(distributed.END)
+            finally:
+                with suppress(OSError):
+                    here.send(distributed.END)
 
         signums = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
         before = {signum: signal.getsignal(signum) for signum in signums}
-        leader = threading.Thread(target=lead)
+        leader = threading.Thread(target=lead, daemon=True)
         leader.start()
         try:
             distributed.follow({run_id(theirs): theirs})
+        except Lost as error:
+            followed.append(error)
+            # As the end of its process would.
+            there.close()
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
             leader.join(timeout=60)
-        return ended[0]
+        return ended[0], (followed or [None])[0]
 
     return run
 
 
+Pair = Callable[..., tuple[BaseException | None, Lost | None]]
+
+
 def test_data_that_another_node_cannot_read_are_refused_before_anything_waits_for_it(
-    pair: Callable[..., Exception | None], tmp_path: Path
+    pair: Pair, tmp_path: Path
 ) -> None:
     config = compose_run(["task=mnist-mlp_1x128", f"paths.data={ROOT / 'data'}"])
     theirs = dataclasses.replace(config, paths=dataclasses.replace(config.paths, data=str(tmp_path)))
-    ended = pair(config, theirs, lambda: pytest.fail("trained"))
+    ended, followed = pair(config, theirs, lambda: pytest.fail("trained"))
+    assert isinstance(ended, UsageError)
     assert str(tmp_path) in str(ended)
+    assert followed is None
 
 
+def fail(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "lost"),
+    [
+        (ValueError("no memory on device 1"), ValueError("no memory on device 0"), False),
+        (UsageError("too large"), UsageError("too large"), False),
+        (ValueError("no memory"), RuntimeError("a connection broke"), True),
+        (UsageError("too large"), RuntimeError("a connection broke"), True),
+        # It waits for a word of the leader's.
+        (None, StorageError("full"), False),
+    ],
+)
 def test_an_error_of_all_processes_is_the_runs_and_that_of_one_is_not(
-    pair: Callable[..., Exception | None], monkeypatch: pytest.MonkeyPatch
+    theirs: Exception | None, ours: Exception, lost: bool, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def follows(*arguments: Any) -> None:
+        arguments[-1].after(list)
+        if theirs:
+            fail(theirs)
+        arguments[-1].after(list)
+
+    def leads() -> None:
+        distributed._say(distributed.GO)
+        fail(ours)
+
+    monkeypatch.setattr(training, "train_seeds", follows)
+    # The leader's own keeper counts, and here there is none.
+    monkeypatch.setattr(distributed._Failure, "of", classmethod(lambda cls, error, _: cls(type(error).__name__, 1)))
     config = compose_run(["dataset=digits"])
+    ended, followed = pair(config, config, leads)
+    assert isinstance(ended, Lost) if lost else ended is ours
+    assert followed is None
 
-    def fail(message: str) -> None:
-        raise ValueError(message)
 
-    monkeypatch.setattr(training, "train_seeds", lambda *_: fail("no memory"))
-    assert repr(pair(config, config, lambda: fail("no memory"))) == "ValueError('no memory')"
-    assert isinstance(pair(config, config, lambda: fail("a connection broke")), Lost)
+def test_a_process_that_fails_alone_ends_and_the_leader_hears_of_it(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def alone(*_: Any) -> None:
+        fail(ValueError("no memory"))
+
+    def leads() -> None:
+        # In a collective operation until the other process has ended.
+        distributed._say(distributed.GO)
+        while distributed._lines()[0].poll(60):
+            distributed._lines()[0].recv()
+
+    monkeypatch.setattr(training, "train_seeds", alone)
+    config = compose_run(["dataset=digits"])
+    ended, followed = pair(config, config, leads)
+    assert isinstance(ended, Lost)
+    assert isinstance(followed, Lost)
+
+
+def test_a_checkpoint_that_another_node_cannot_read_stays(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = compose_run(["dataset=digits"])
+    monkeypatch.setattr(checkpoint, "load", lambda *_: fail(checkpoint.Damaged("not there")))
+    ended, followed = pair(config, config, lambda: pytest.fail("trained"), [SimpleNamespace(step=7)])
+    assert isinstance(ended, Lost)
+    assert isinstance(followed, Lost)
 
 
 def test_one_process_is_left_alone() -> None:

@@ -9,19 +9,21 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from experiments.cluster import task
+from experiments import reproduce
+from experiments.cluster import task, work
 from experiments.cluster.manifest import Manifest
 from experiments.cluster.work import on_node, ordered
-from experiments.config import TrackerConfig, WandbConfig
+from experiments.config import RunConfig, TrackerConfig, UsageError, WandbConfig
 from experiments.environment import slurm_ids
 from experiments.interruption import Interruption, Lost
 from experiments.memory import device_bytes, limit_bytes
-from experiments.runner import folder_of
+from experiments.runner import RunFailed, folder_of
+from experiments.storage import StorageError
 
 
 def test_data_are_staged_whole_and_again_when_they_change(tmp_path: Path) -> None:
@@ -115,6 +117,8 @@ def test_a_run_is_done_as_its_node_wants_it(frozen: Callable[..., Manifest], mon
     several = dataclasses.replace(written, cluster=dataclasses.replace(written.cluster, gpus=2))
     on_gpu = on_node(first, several, 0, 0).config
     assert (done.jobs, on_gpu.jobs, on_gpu.memory_gb) == (2, 1, None)
+    three = dataclasses.replace(several, jobs=3, tasks=[[0, 1, 2]])
+    assert on_node(first, three, 0, 0).config.jobs == 2
     alone = dataclasses.replace(written, tasks=[[0]])
     assert (on_node(first, alone, 0, 0).config.jobs, on_node(first, alone, 0, 0).config.memory_gb) == (1, 10)
     # What was begun more often comes last.
@@ -124,6 +128,43 @@ def test_a_run_is_done_as_its_node_wants_it(frozen: Callable[..., Manifest], mon
     third = dataclasses.replace(second, config=dataclasses.replace(second.config, seed=2))
     zero, one, two = (dataclasses.replace(run, together=True) for run in (first, second, third))
     assert ordered([zero, one, two], 0) == [one, two, zero]
+
+
+def test_a_process_asks_how_a_run_is_to_be_done_when_its_turn_has_come(
+    frozen: Callable[..., Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = frozen("retry_failed=true")
+    runs = written.planned(0)
+    done: list[bool] = []
+
+    def execute(group: Sequence[tuple[RunConfig, Sequence[str]]], _: object) -> list[None]:
+        done.extend(config.retry_failed for config, _ in group)
+        # Another process of the task does the next run in the meantime, and it fails.
+        (folder := folder_of(runs[1].config)).mkdir(parents=True, exist_ok=True)
+        (folder / "FAILED.json").write_text(json.dumps({"time": "2999-01-01T00:00:00+00:00"}))
+        return [None] * len(group)
+
+    monkeypatch.setattr(reproduce, "execute_together", execute)
+    reproduce.run_missing(runs[:2], lambda run: on_node(run, written, 0, 0))
+    assert done == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("errors", "status"),
+    [
+        ([StorageError("full"), UsageError("no place")], Lost.status),
+        ([UsageError("no place"), RunFailed("failed")], 2),
+        ([RunFailed("failed")], 1),
+        ([], 0),
+    ],
+)
+def test_a_process_says_how_its_runs_ended(
+    errors: list[Exception], status: int, frozen: Callable[..., Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = frozen()
+    monkeypatch.setattr(work, "run_missing", lambda *_: {f"run {i}": error for i, error in enumerate(errors)})
+    monkeypatch.setattr(sys, "argv", ["work", str(written.folder), "0", "0"])
+    assert work.main() == status
 
 
 def supervised(code: list[str], restarts: int | None = 4, signal_s: float | None = None, patience_s: float = 60) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import re
 import shutil
@@ -118,6 +119,21 @@ def test_a_wrong_profile_is_named_by_key(argument: str, message: str) -> None:
     with pytest.raises(UsageError) as error:
         plan([*DEMO, argument])
     assert message in str(error.value)
+
+
+def test_a_full_disk_is_named_and_leaves_no_submission(
+    slurmless: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = plan([*DEMO, f"paths.results={tmp_path / 'runs'}", f"cluster.folder={tmp_path / 'submissions'}"])
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(manifest, "write", full)
+    with pytest.raises(UsageError, match=r"cluster.folder=.*submissions cannot hold a submission: .*No space left"):
+        submit.submit(runs)
+    assert slurmless.exists()
+    assert not list((tmp_path / "submissions").iterdir())
 
 
 def test_sbatch_hears_the_profile(frozen: Callable[..., Manifest]) -> None:

@@ -76,6 +76,22 @@ def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(
     assert outcome(planned) == outcome(undisturbed)
 
 
+def test_a_disk_without_room_for_a_folder_is_full_and_no_wrong_place(
+    short: Callable[..., Planned], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = short("method=adam")
+    mkdir = Path.mkdir
+
+    def full(self: Path, *arguments: Any, **more: Any) -> None:
+        if self == folder_of(planned.config):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+        mkdir(self, *arguments, **more)
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(StorageError, match="No space left on device"):
+        execute(planned.config, planned.overrides, ignore)
+
+
 @pytest.mark.parametrize("name", ["events.jsonl", ".record.json.part", "checkpoint"])
 def test_a_write_that_fails_stops_one_run_and_no_other(
     name: str, short: Callable[..., Planned], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
