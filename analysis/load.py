@@ -139,8 +139,10 @@ def _failure(folder: Path) -> Failure:
         raise LoadError(f"{folder}: the run failed, and its files do not say which it was: {found}") from error
 
 
-def load_events(run_folder: Path) -> pd.DataFrame:
+def load_events(run_folder: Path, start: int = 0) -> pd.DataFrame:
     """Reads ``events.jsonl`` of a run: one row per evaluation, ``train_s`` and ``wall_s`` in seconds.
+
+    With ``start``, only those from that line on, counted from zero; the ones before are not looked at.
 
     Raises LoadError, naming file and line, for a missing file, broken JSON or a missing key.
     """
@@ -148,7 +150,8 @@ def load_events(run_folder: Path) -> pd.DataFrame:
     if not path.is_file():
         raise LoadError(f"{path}: the run has a record but no event file")
     events: list[dict[str, Any]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    lines = path.read_text(encoding="utf-8").splitlines()[start:]
+    for number, line in enumerate(lines, start=start + 1):
         event = _parse_object(line, f"{path}, line {number}")
         for key in _EVENT_KEYS:
             if key not in event:

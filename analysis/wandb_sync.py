@@ -56,7 +56,8 @@ class Sender:
         if self._sent(run, end) or not (end or _started(run)):
             return False
         # Before W&B begins the run: one whose files are damaged leaves no half of itself there.
-        events, summary = _events(run, whole=end is not None), _summary(end)
+        sent = self._begun[run.name].next if run.name in self._begun else 0
+        events, summary = _events(run, sent, whole=end is not None), _summary(end)
         if run.name not in self._begun:
             lock = filelock.FileLock(self.client.folder / f"{run.name}.lock")
             try:
@@ -69,10 +70,11 @@ class Sender:
                 lock.release()
                 raise
         begun = self._begun[run.name]
-        new = range(begun.next, len(events))
-        for i in new:
-            begun.run.log(events[i], step=i)
-        begun.next = max(begun.next, len(events))
+        for i, event in enumerate(events, start=sent):
+            # What W&B had before this process began.
+            if i >= begun.next:
+                begun.run.log(event, step=i)
+        begun.next = max(begun.next, sent + len(events))
         if end or last:
             self._end(run, end, summary)
         return True
@@ -147,14 +149,14 @@ def _goes_on(run: Path) -> bool:
     return False
 
 
-def _events(run: Path, *, whole: bool) -> list[dict[str, Any]]:
-    """The evaluations in a run's folder, without what they leave open; none while the file is being written.
+def _events(run: Path, start: int, *, whole: bool) -> list[dict[str, Any]]:
+    """A run's evaluations from a number on, without what they leave open; none while the file is being written.
 
     Raises:
         LoadError: it is `whole`, and cannot be read.
     """
     try:
-        frame = load_events(run)
+        frame = load_events(run, start)
     except LoadError:
         if whole:
             raise

@@ -11,6 +11,9 @@ evaluations and continued for as many, in which it also does what it has missed,
 one evaluation to the next, checkpoints included, with the tracker over that while it is stopped, and the standard error
 of that ratio; without a tracker nothing is stopped, and the ratio says how well this measures. "start" is the time from
 the process's start to its first evaluation, "end" that from the last one to the process's end, medians over the rounds.
+"processor" is what all processes of the tracker computed from the first to the last evaluation, over that time: the
+most that training could lose of one of its processors, if the tracker did not wait until one is idle, as it does. The
+start of W&B's client, some seconds once, is part of it.
 """
 
 import argparse
@@ -46,6 +49,7 @@ class Times(NamedTuple):
 
     start: float
     end: float
+    processor: float  # of the tracker, over the time between the first evaluation and the last
     with_it: list[float]
     without: list[float]
 
@@ -72,7 +76,7 @@ def times(server: str, cell: Sequence[str], steps: int, folder: Path, url: str |
     before = time.perf_counter()
     with log.open("w") as output:
         process = subprocess.Popen(command, env=own, stdout=output, stderr=subprocess.STDOUT)
-        seen = _alternate(process, path / "events.jsonl", folder)
+        seen, computed = _alternate(process, path / "events.jsonl", folder)
     after = time.perf_counter()
     _wait_for_the_tracker(folder)
     if process.returncode or not (path / "record.json").exists():
@@ -80,25 +84,34 @@ def times(server: str, cell: Sequence[str], steps: int, folder: Path, url: str |
     with_it, without = _periods(seen)
     if not with_it or not without:
         raise SystemExit(f"error: {len(seen)} evaluations are too few to compare, at least {3 * PERIOD}: more --steps")
-    return Times(seen[0][0] - before, after - seen[-1][0], with_it, without)
+    loop = seen[-1][0] - seen[0][0]
+    return Times(seen[0][0] - before, after - seen[-1][0], computed / loop, with_it, without)
 
 
-def _alternate(process: subprocess.Popen[Any], events: Path, folder: Path) -> list[tuple[float, bool]]:
-    """Stop and continue a run's tracker in turn; returns when each evaluation was seen, and whether it worked then."""
+def _alternate(process: subprocess.Popen[Any], events: Path, folder: Path) -> tuple[list[tuple[float, bool]], float]:
+    """Stop and continue a run's tracker in turn.
+
+    Returns:
+        When each evaluation was seen, and whether the tracker worked then; and the seconds of processor time that it
+        used between the first and the last of them.
+    """
     seen: list[tuple[float, bool]] = []
     works = True
+    used: list[float] = []
     ended = False
     while not ended:
         # Before the last look, which must not miss what came before the end.
         ended = process.poll() is not None
         found = len(_read(events).splitlines())
-        seen += [(time.perf_counter(), works)] * (found - len(seen))
+        if found > len(seen):
+            seen += [(time.perf_counter(), works)] * (found - len(seen))
+            used.append(_computed(folder, process.pid))
         if seen and works != (len(seen) // PERIOD % 2 == 0):
             works = not works
             _signal_the_tracker(folder, process.pid, signal.SIGCONT if works else signal.SIGSTOP)
         time.sleep(LOOK_SECONDS)
     _signal_the_tracker(folder, process.pid, signal.SIGCONT)
-    return seen
+    return seen, max(used, default=0.0) - min(used, default=0.0)
 
 
 def _periods(seen: Sequence[tuple[float, bool]]) -> tuple[list[float], list[float]]:
@@ -110,11 +123,26 @@ def _periods(seen: Sequence[tuple[float, bool]]) -> tuple[list[float], list[floa
     return found[True], found[False]
 
 
+def _trackers(folder: Path, run: int) -> list[int]:
+    """The processes that the run has started, and theirs."""
+    found = [path for path in Path("/proc").glob("[0-9]*") if int(path.name) != run]
+    return [int(path.name) for path in found if f"HOME={folder}".encode() in _read(path / "environ").split(b"\0")]
+
+
+def _computed(folder: Path, run: int) -> float:
+    """Seconds of processor time that the tracker has used."""
+    ticks = 0
+    for pid in _trackers(folder, run):
+        # Behind the name, which may hold anything, the 12th and 13th are its time and the system's for it.
+        after = _read(Path(f"/proc/{pid}/stat")).rpartition(b")")[2].split()
+        ticks += sum(map(int, after[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def _signal_the_tracker(folder: Path, run: int, signum: int) -> None:
-    for path in Path("/proc").glob("[0-9]*"):
-        if int(path.name) != run and f"HOME={folder}".encode() in _read(path / "environ").split(b"\0"):
-            with suppress(ProcessLookupError):
-                os.kill(int(path.name), signum)
+    for pid in _trackers(folder, run):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signum)
 
 
 def _wait_for_the_tracker(folder: Path) -> None:
@@ -169,13 +197,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = environment()
     what = f"{options.dataset} {options.model} ap, {options.steps:,} steps, {options.rounds} round(s)"
     print(f"{what}, {device['device']} ({device['platform']})")
-    print(f"{'':15}{'loop, with / without':>26}{'start, s':>10}{'end, s':>8}")
+    print(f"{'':15}{'loop, with / without':>26}{'processor':>11}{'start, s':>10}{'end, s':>8}")
     results: dict[str, dict[str, float]] = {}
     for server, runs in found.items():
         ratio, error = growth([t for r in runs for t in r.with_it], [t for r in runs for t in r.without])
-        columns = {"start_s": statistics.median(r.start for r in runs), "end_s": statistics.median(r.end for r in runs)}
+        start, end, share = (statistics.median(getattr(r, key) for r in runs) for key in ("start", "end", "processor"))
+        columns = {"processor": share, "start_s": start, "end_s": end}
         results[server] = {"loop_ratio": ratio, "loop_ratio_error": error, **columns}
-        print(f"{server:15}{ratio:18.4f} +-{error:.4f}{columns['start_s']:10.1f}{columns['end_s']:8.1f}")
+        print(f"{server:15}{ratio:18.4f} +-{error:.4f}{100 * share:10.2f}%{start:10.1f}{end:8.1f}")
+    ratio, error = growth(
+        *([t for s in SERVERS[1:] for r in found[s] for t in getattr(r, k)] for k in ("with_it", "without"))
+    )
+    results["all trackers"] = {"loop_ratio": ratio, "loop_ratio_error": error}
+    print(f"{'all trackers':15}{ratio:18.4f} +-{error:.4f}")
     if options.json:
         write(options.json, "tracker", cell=cell, steps=options.steps, rounds=options.rounds, results=results)
 

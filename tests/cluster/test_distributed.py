@@ -149,7 +149,7 @@ def test_an_error_of_all_processes_is_the_runs_and_that_of_one_is_not(
 
     monkeypatch.setattr(training, "train_seeds", follows)
     # The leader's own keeper counts, and here there is none.
-    monkeypatch.setattr(distributed._Failure, "of", classmethod(lambda cls, error, _: cls(type(error).__name__, 1)))
+    monkeypatch.setattr(distributed._Failure, "of", lambda error, _: distributed._Failure(type(error).__name__, 1))
     config = compose_run(["dataset=digits"])
     ended, followed = pair(config, config, leads)
     assert isinstance(ended, Lost) if lost else ended is ours

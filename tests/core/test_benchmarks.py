@@ -1,6 +1,7 @@
 """The benchmarks run, on networks too small to tell anything."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -245,7 +246,7 @@ def test_tracker(tmp_path, capsys, monkeypatch):
         assert cell == ("dataset=digits", "model=mlp_1x32")
         asked.append((server, url is not None))
         # Slower from round to round, and with a server that never answers.
-        return tracker.Times(3.0 * len(asked), 4.0, [1.5 if url else 1.0] * 9, [1.0] * 9)
+        return tracker.Times(3.0 * len(asked), 4.0, 0.01, [1.5 if url else 1.0] * 9, [1.0] * 9)
 
     monkeypatch.setattr(tracker, "SERVERS", ("no tracker", "never answers"))
     monkeypatch.setattr(tracker, "times", once)
@@ -254,17 +255,27 @@ def test_tracker(tmp_path, capsys, monkeypatch):
     none, silent = ("no tracker", False), ("never answers", True)
     assert asked == [none, silent, silent, none]
     results = json.loads((tmp_path / "tracker.json").read_text())["results"]
-    assert results["no tracker"] == {"loop_ratio": 1, "loop_ratio_error": 0, "start_s": 7.5, "end_s": 4}
+    expected = {"loop_ratio": 1, "loop_ratio_error": 0, "processor": 0.01, "start_s": 7.5, "end_s": 4}
+    assert results["no tracker"] == expected
     assert results["never answers"]["loop_ratio"] == 1.5
-    assert capsys.readouterr().out.splitlines()[-1].split() == ["never", "answers", "1.5000", "+-0.0000", "7.5", "4.0"]
+    *_, last, every = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert last == ["never", "answers", "1.5000", "+-0.0000", "1.00%", "7.5", "4.0"]
+    assert every == ["all", "trackers", "1.5000", "+-0.0000"]
 
 
 def test_a_tracker_is_stopped_and_continued_in_turn(tmp_path, monkeypatch):
     events, sent = tmp_path / "events.jsonl", []
     monkeypatch.setattr(tracker, "_signal_the_tracker", lambda folder, run, signum: sent.append(signum))
     code = f"import time\nfor i in range(20):\n    time.sleep(0.05); print('{{}}', file=open({str(events)!r}, 'a'))"
-    with subprocess.Popen([sys.executable, "-c", code], text=True) as process:
-        seen = tracker._alternate(process, events, tmp_path)
+    busy = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass\ntime.sleep(60)"
+    own = {**os.environ, "HOME": str(tmp_path)}
+    with (
+        subprocess.Popen([sys.executable, "-c", busy], env=own) as other,
+        subprocess.Popen([sys.executable, "-c", code]) as process,
+    ):
+        seen, computed = tracker._alternate(process, events, tmp_path)
+        other.kill()
+    assert 0.1 < computed < 2
     with_it, without = tracker._periods(seen)
     assert len(seen) == 20
     assert sent[:4] == [signal.SIGSTOP, signal.SIGCONT] * 2
