@@ -132,6 +132,25 @@ class DouglasRachfordConfig(ProjectionConfig):
 
 
 @dataclass
+class DisplacementConfig(MethodConfig):
+    """Displacements of `pjax_core.optim`, whose operators are always the exact ones.
+
+    Attributes:
+        transform: what makes steps of displacements, a gradient method.
+        learning_rate: its.
+        target_scale: and `gain`, `sweeps`: see `pjax_core.optim.Displacement`.
+        prox_lambda: of the losses' proximal operator.
+    """
+
+    transform: str = MISSING
+    learning_rate: float = MISSING
+    target_scale: float = MISSING
+    gain: str = MISSING
+    sweeps: int = MISSING
+    prox_lambda: float = MISSING
+
+
+@dataclass
 class OwnConfig(MethodConfig):
     """A method in a file of one's own.
 
@@ -270,6 +289,7 @@ def register_schemas() -> None:
     store.store(group="schema", name="gradient", node=GradientConfig)
     store.store(group="schema", name="projection", node=ProjectionConfig)
     store.store(group="schema", name="douglas_rachford", node=DouglasRachfordConfig)
+    store.store(group="schema", name="displacement", node=DisplacementConfig)
     store.store(group="schema", name="own", node=OwnConfig)
     store.store(group="schema", name="tracker", node=TrackerConfig)
     store.store(group="schema", name="wandb", node=WandbConfig)
