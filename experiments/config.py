@@ -84,12 +84,14 @@ class ModelConfig:
     Attributes:
         hidden: widths or channels.
         family: the architecture, a file of `baselines/`.
+        options: what that file's architecture has beside the others' attributes.
     """
 
     name: str = MISSING
     hidden: list[int] = MISSING
     skip: bool = MISSING
     family: str = "mlp"
+    options: dict[str, Any] | None = None
 
 
 @dataclass
@@ -100,19 +102,26 @@ class MethodConfig:
         output_bias: whether the network's last layer has a bias.
         kernel_init: of all weights but an embedding's, a name in `experiments/models.py`.
         embedding_init: the same of an embedding.
+        straight_through: whether gradients pass what has none, in networks that have such a thing.
     """
 
     name: str = MISSING
     output_bias: bool = MISSING
     kernel_init: str = "he_normal"
     embedding_init: str = "he_normal"
+    straight_through: bool = False
 
 
 @dataclass
 class GradientConfig(MethodConfig):
-    """A gradient method from Optax."""
+    """A gradient method from Optax.
+
+    Attributes:
+        transform: Optax's name for it; None: the method's own.
+    """
 
     learning_rate: float = MISSING
+    transform: str | None = None
 
 
 @dataclass

@@ -114,7 +114,9 @@ def build_method(method: MethodConfig, engine: EngineConfig) -> Method:
             operators refuse, and the message names its key.
     """
     if isinstance(method, GradientConfig):
-        return GradientMethod(_choose("gradient method", GRADIENT, method.name)(method.learning_rate))
+        return GradientMethod(
+            _choose("gradient method", GRADIENT, method.transform or method.name)(method.learning_rate)
+        )
     if isinstance(method, OwnConfig):
         return _own(method, engine)
     if isinstance(method, DisplacementConfig):

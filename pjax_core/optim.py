@@ -23,7 +23,6 @@ from pjax_core.problem import AnyHolder, Problem, State
 from pjax_core.stacking import stack
 from pjax_core.trace import LossFn, Params, Program, trace_with_arrays
 
-
 __all__ = [
     "AlternatingProjections",
     "CyclicDouglasRachford",

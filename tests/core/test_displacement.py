@@ -12,7 +12,7 @@ from jax import lax
 from jax.extend.core import primitives as P
 
 import pjax_core as pjax
-from pjax_core import displacement, optim, projections, rules
+from pjax_core import displacement, projections, rules
 from pjax_core.copies import Edges
 from pjax_core.counting import count_edges
 from pjax_core.displacement import Displacement, displacements
