@@ -35,7 +35,7 @@ class Transform(Protocol):
         ...
 
     def update(self, updates: Params, state: Any, params: Params) -> tuple[Params, Any]:
-        """Steps, which are added to the parameters, from negated displacements, and the next state."""
+        """Steps, which are added to the parameters, and the next state, from what stands in place of gradients."""
         ...
 
 
@@ -49,10 +49,11 @@ class Displaced(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Displacement:
-    """One backward sweep per batch; the parameters' displacements, negated, go into a gradient transformation.
+    """One backward sweep per batch; the parameters' displacements go into a gradient transformation.
 
     From the losses to the parameters, every node is projected once, with the displacement that its readers have given
-    it: ``argmin |u - x|^2 + (f(u) - (f(x) + D))^2``, and hands on how far that moves its operands.
+    it: ``argmin |u - x|^2 + (f(u) - (f(x) + D))^2``, and hands on how far that moves its operands. The transformation
+    gets the parameters' displacements over ``-target_scale``.
 
     Attributes:
         transform: see :class:`Transform`; its attributes are fixed, so an instance is a key of the compilation cache.
@@ -109,8 +110,9 @@ def _solve(
     loss = jnp.mean(jnp.concatenate([values[i].ravel() for i in graph.numbers("loss")]))
     found = displacements(method, graph, values, indices)
     moved = {graph.nodes[n].origins[0]: found.get(n, jnp.zeros_like(values[n])) for n in graph.numbers("parameter")}
-    negated = jax.tree.unflatten(treedef, [-moved[origin] for origin in sorted(moved)])
-    steps, state = method.transform.update(negated, state, params)
+    # In units of the targets, so that a transformation with a smallest size of its own, Adam's epsilon, sees the same.
+    updates = [moved[origin] / -method.target_scale for origin in sorted(moved)]
+    steps, state = method.transform.update(jax.tree.unflatten(treedef, updates), state, params)
     return jax.tree.map(lambda p, step: (p + step).astype(p.dtype), params, steps), state, loss
 
 

@@ -146,7 +146,7 @@ def _swept(method, loss, params):
     """The displacements of the parameters, by name."""
     state = method.init(params)
     updated, *_ = dataclasses.replace(method, transform=optax.sgd(1.0)).update(loss, params, state)
-    return {name: np.asarray(updated[name] - params[name]) for name in params}
+    return {name: method.target_scale * np.asarray(updated[name] - params[name]) for name in params}
 
 
 def _by_values(loss, params, scale, operators):
