@@ -20,7 +20,7 @@ from benchmarks.measure import Measurement, environment, measure, write
 from benchmarks.networks import NETWORKS, Network, Program
 from pjax_core.optim import Displacement
 
-GAINS = ("none", "fan_out", "full")
+GAINS = ("none", "fan_out", "node", "element")
 DEFAULT = ["mnist mlp_1x128", "mnist mlp_4x128", "mnist mlp_4x128_skip", "cifar10 mlp_1x256"]
 
 

@@ -26,7 +26,7 @@ from experiments.keys import key_for
 from experiments.models import arrange, build_model
 from pjax_core import EXACT, nn, optim
 
-GAINS = ("none", "fan_out", "full")
+GAINS = ("none", "fan_out", "node", "element")
 SCALES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 Layers = dict[str, Array]  # weights in the order of the network
 

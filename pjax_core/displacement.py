@@ -9,7 +9,7 @@ and factors per node (gains) make good for what averaging and projecting absorb.
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from pjax_core.graph import Graph, Node
 from pjax_core.operators import EXACT, Operators, require_count, require_number
 from pjax_core.trace import LossFn, Params, Program, trace_with_arrays
 
-Gain = Literal["none", "fan_out", "full"]
+Gain = Literal["none", "fan_out", "node", "element"]
 Arrivals = dict[int, Array]  # displacements that readers hand to a node, by its number
 
 
@@ -60,15 +60,16 @@ class Displacement:
         target_scale: factor of the losses' displacements. Small ones stay close to the forward pass; large ones see
             through flat regions.
         gain: ``"none"``: a displacement is the mean over the readers' copies (Eq. 10). ``"fan_out"``: their sum.
-            ``"full"``: also what a node hands on is multiplied by one number, the ratio of the sizes of what it
-            was given and what it did not follow, ``1 + |f'|^2`` where f is smooth.
+            ``"node"``: also what a node hands on is multiplied by the ratio of the sizes of what it was given and
+            what it did not follow, a mean of ``1 + |f'|^2`` over its elements. ``"element"``: by each element's own
+            factor where they differ, which is in bilinear nodes.
         sweeps: how often a recurrence is swept; each goes one step back in time.
         operators: which projections.
     """
 
     transform: Transform
     target_scale: float = 1e-3
-    gain: Gain = "full"
+    gain: Gain = "element"
     sweeps: int = 1
     operators: Operators = EXACT
 
@@ -78,8 +79,8 @@ class Displacement:
         if not self.target_scale > 0:
             raise ValueError(f"target_scale={self.target_scale}: a positive number")
         require_count("sweeps", self.sweeps)
-        if self.gain not in ("none", "fan_out", "full"):
-            raise ValueError(f"gain={self.gain!r}: choose 'none', 'fan_out' or 'full'")
+        if self.gain not in get_args(Gain):
+            raise ValueError(f"gain={self.gain!r}: choose one of {', '.join(get_args(Gain))}")
 
     def init(self, params: Params) -> Any:
         """The transformation's state for these parameters."""
@@ -180,23 +181,32 @@ class _Sweep:
             return [displacement]
         operands = self._graph.operands_of(number, self._values, self._indices)
         weight = self._edges(number) if operators.weighted else 1
+        gain = self._method.gain
         if displacement is not None and node.primitive in rules.bilinear_rules:
-            moves, own = _dots(node, operands, displacement, weight, operators)
+            moves, own = _dots(node, operands, displacement, weight, operators, gain == "element")
+            if gain == "element":
+                return moves
         else:
             moves, own = rules.displace(node.primitive, dict(node.params), operands, displacement, weight, operators)
         if displacement is None or own is None:
             return [self._method.target_scale * move for move in moves]
-        if self._method.gain != "full":
+        if gain in ("none", "fan_out"):
             return moves
         left = jnp.sum(jnp.abs(displacement - own))
-        gain = jnp.where(left > 0, jnp.sum(jnp.abs(displacement)) / left, 1)
-        return [gain * move for move in moves]
+        factor = jnp.where(left > 0, jnp.sum(jnp.abs(displacement)) / left, 1)
+        return [factor * move for move in moves]
 
 
-def _dots(node: Node, operands: Sequence[Array], distance: Array, weight: Any, operators: Operators) -> Any:
-    """Theorem 7 for displacements."""
+def _dots(
+    node: Node, operands: Sequence[Array], distance: Array, weight: Any, operators: Operators, gains: bool
+) -> tuple[tuple[Array, ...], Array]:
+    """Theorem 7 for displacements: how far the copies of the operands' elements move, summed, and the output.
+
+    With ``gains``, the copies are multiplied by ``weight * distance / root``, which is ``1 + |x|^2 + |w|^2`` for a
+    small distance and a weight of one.
+    """
     dots, (x, w) = Dots(node), operands
     terms = [dots.product(x, w), *dots.norms((x, w), (x, w))]
     root = projections.dot_root(projections.sum_and_difference, terms, distance, weight, operators, displaced=True)
-    scale = root / (1 - root * root)
+    scale = (weight * distance if gains else root) / (1 - root * root)
     return dots.sums(root * scale, scale, (x, w)), distance - root / weight

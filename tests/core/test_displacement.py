@@ -15,7 +15,7 @@ import pjax_core as pjax
 from pjax_core import displacement, projections, rules
 from pjax_core.copies import Edges
 from pjax_core.counting import count_edges
-from pjax_core.displacement import Displacement, displacements
+from pjax_core.displacement import Displacement
 from pjax_core.trace import trace_with_arrays
 from tests.core.test_projections import CASES, SAMPLES
 
@@ -31,6 +31,16 @@ BILINEAR = {
     P.conv_general_dilated_p: (lambda x, w: lax.conv_general_dilated(x, w, (1,), "VALID"), (2, 3, 8), (4, 3, 3)),
 }
 OPERATORS = {"exact": pjax.EXACT, "published": pjax.PUBLISHED}
+
+
+class Kept:
+    """Makes no step of what it is given, and keeps it as its state."""
+
+    def init(self, params):
+        return params
+
+    def update(self, updates, state, params):
+        return jax.tree.map(jnp.zeros_like, updates), updates
 
 
 def _operands(prim):
@@ -58,6 +68,7 @@ def test_a_displacement_is_the_difference_of_projections(prim, scale, operators)
     distance = scale * jax.random.normal(jax.random.key(2), (SAMPLES,))
     value = prim.bind(*xs, **PARAMS.get(prim, {}))
     projected, output = rules.projection_rules[prim](xs, value + distance, 1, operators, **PARAMS.get(prim, {}))
+    assert output is not None
     differences = [u - x for u, x in zip([*projected, output], [*xs, value], strict=True)]
     # Nothing crosses a step for a small distance.
     assert any(bool(jnp.any(move != 0)) for move in differences) or (CASES[prim].jumps and scale < 0.1)
@@ -81,12 +92,17 @@ def test_a_small_displacement_has_six_digits_in_32_bits(prim):
         np.testing.assert_allclose(jnp.where(far, 0, move), jnp.where(far, 0, 1e-8 * expected), rtol=1e-6, atol=0)
 
 
+def _zero_error(output):
+    rows = output.reshape(-1, output.shape[-1])
+    return pjax.nn.squared_error(rows, jnp.zeros_like(rows))
+
+
 def _node(prim, dtype=jnp.float64):
     """A node of two parameters, their values and what the engine makes of the primitive."""
     fun, x_shape, w_shape = BILINEAR[prim]
     keys = jax.random.split(jax.random.key(3))
     params = {"w": jax.random.normal(keys[1], w_shape, dtype), "x": jax.random.normal(keys[0], x_shape, dtype)}
-    graph, *_ = trace_with_arrays(lambda p: pjax.nn.squared_error(fun(p["x"], p["w"]), 0.0).ravel(), params)
+    graph, *_ = trace_with_arrays(lambda p: _zero_error(fun(p["x"], p["w"])), params)
     (node,) = (node for node in graph.nodes if node.primitive is prim)
     return node, (params["x"], params["w"])
 
@@ -97,11 +113,11 @@ def _node(prim, dtype=jnp.float64):
 def test_a_dots_displacement_is_the_difference_of_projections(prim, scale):
     node, operands = _node(prim)
     distance = scale * jax.random.normal(jax.random.key(2), node.shape)
-    moves, output = displacement._dots(node, operands, distance, 1, pjax.EXACT)
-    copies = displacement.Dots(node).expand(*operands)
+    moves, output = displacement._dots(node, operands, distance, 1, pjax.EXACT, False)
+    x, w = displacement.Dots(node).expand(*operands)
     value = node.evaluate(operands)
-    *projected, known, _ = projections.project_dot(*copies, value + distance, 1, pjax.EXACT)
-    differences = displacement.Dots(node).contract(tuple(u - x for u, x in zip(projected, copies, strict=True)))
+    next_x, next_w, known, _ = projections.project_dot(x, w, value + distance, 1, pjax.EXACT)
+    differences = displacement.Dots(node).contract((next_x - x, next_w - w))
     for move, difference in zip([*moves, output], [*differences, known - value], strict=True):
         np.testing.assert_allclose(move, difference, rtol=1e-6, atol=1e-12)
 
@@ -111,25 +127,26 @@ def test_a_dots_displacement_is_the_difference_of_projections(prim, scale):
 def test_a_dots_small_displacement_has_six_digits_in_32_bits(prim):
     node, operands = _node(prim, jnp.float32)
     distance = 1e-12 * jax.random.uniform(jax.random.key(2), node.shape, jnp.float32, 0.5, 1)
-    ours, output = displacement._dots(node, operands, distance, 1, pjax.EXACT)
+    ours, output = displacement._dots(node, operands, distance, 1, pjax.EXACT, False)
     node64, _ = _node(prim)
     in_64_bits = [a.astype(jnp.float64) for a in (*operands, distance)]
-    known, moved = displacement._dots(node64, tuple(in_64_bits[:2]), in_64_bits[2], 1, pjax.EXACT)
+    known, moved = displacement._dots(node64, tuple(in_64_bits[:2]), in_64_bits[2], 1, pjax.EXACT, False)
     for move, expected in zip([*ours, output], [*known, moved], strict=True):
         # A sum of terms of both signs has the digits of the terms.
         np.testing.assert_allclose(move, expected, rtol=1e-6, atol=1e-6 * float(jnp.max(jnp.abs(expected))))
 
 
 def _network(depth, width, dtype, skip=False):
-    """Parameters of a plain or skip MLP and its loss on a batch."""
+    """Parameters of a plain or skip MLP and its loss on a batch, the same numbers in either type."""
     keys = jax.random.split(jax.random.key(0), depth + 3)
     sizes = [8, *[width] * depth]
     params = {
-        f"layer{i:02}": jnp.sqrt(2 / m) * jax.random.normal(keys[i], (m, n), dtype)
+        f"layer{i:02}": jnp.sqrt(2 / m) * jax.random.normal(keys[i], (m, n))
         for i, (m, n) in enumerate(itertools.pairwise(sizes))
     }
-    params["out"] = jax.random.normal(keys[-3], ((depth if skip else 1) * width, 5), dtype) / jnp.sqrt(width)
-    x = jax.random.normal(keys[-2], (16, 8), dtype)
+    params["out"] = jax.random.normal(keys[-3], ((depth if skip else 1) * width, 5)) / jnp.sqrt(width)
+    params = {name: value.astype(dtype) for name, value in params.items()}
+    x = jax.random.normal(keys[-2], (16, 8)).astype(dtype)
     y = jax.random.randint(keys[-1], (16,), 0, 5)
 
     def loss(params):
@@ -189,15 +206,32 @@ def test_a_sweep_projects_every_node_once_from_the_loss_on(skip):
 
 
 @pytest.mark.usefixtures("x64")
-def test_sixteen_layers_down_a_direction_is_that_of_64_bits():
-    params, loss = _network(16, 32, jnp.float64)
-    method = Displacement(optax.sgd(1.0), gain="none")
-    known = _swept(method, loss, params)["layer00"]
-    assert np.abs(known).max() < 1e-10
-    narrow, loss = _network(16, 32, jnp.float32)
-    narrow = {name: value.astype(jnp.float32) for name, value in params.items()}
-    graph, program, captured, constants, indices = trace_with_arrays(loss, narrow)
-    values = graph.values(program.values(captured, jax.tree.leaves(narrow)), constants, indices)
-    ours = displacements(method, graph, values, indices)[graph.numbers("parameter")[0]]
-    assert ours.dtype == jnp.float32
+# Without a gain sixteen layers make it smaller than the smallest number of 32 bits.
+@pytest.mark.parametrize(("gain", "depth"), [("none", 10), ("fan_out", 16), ("node", 16), ("element", 16)])
+def test_sixteen_layers_down_a_direction_is_that_of_64_bits(gain, depth):
+    method = Displacement(Kept(), gain=gain)
+
+    def first(dtype):
+        params, loss = _network(depth, 32, dtype)
+        given = method.update(loss, params, method.init(params)).state["layer00"]
+        assert given.dtype == dtype
+        # Squares of such small numbers are none in 32 bits.
+        return np.asarray(given, np.float64)
+
+    ours, known = first(jnp.float32), first(jnp.float64)
+    assert (np.abs(known).max() < 1e-15) == (gain in ("none", "fan_out"))
     assert np.vdot(ours, known) / np.linalg.norm(ours) / np.linalg.norm(known) >= 0.999
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("skip", [False, True])
+def test_displacements_become_those_of_backprop_as_targets_come_near(skip):
+    params, loss = _network(3, 8, jnp.float64, skip)
+    operators = dataclasses.replace(pjax.EXACT, prox_lambda=1e-4)
+    gradients = jax.grad(lambda p: loss(p).sum())(params)
+
+    swept = _swept(Displacement(optax.sgd(1.0), 1e-3, "element", operators=operators), loss, params)
+    # A node of ReLUs multiplies what it hands on by one factor, and ways through a skip network have different ones.
+    for name, move in swept.items():
+        cosine = -np.vdot(move, gradients[name]) / np.linalg.norm(move) / np.linalg.norm(gradients[name])
+        assert cosine > (0.98 if skip else 0.9999), name
