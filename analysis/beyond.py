@@ -25,12 +25,21 @@ from matplotlib.figure import Figure
 
 from analysis.compare import CompareError, Ours, dotted, grouped, ours_of
 from analysis.figures import Drawn, write_figures
-from analysis.layouts import MISSING, Column, Layout, Line, marks, mean_std, ratio, signed
-from analysis.load import LoadError, load_events, load_records, shared_part
+from analysis.layouts import MISSING, Column, Layout, Line, marks, mean_std, ratio, signed, variant_label
+from analysis.load import LoadError, load_events, load_failures, load_records, shared_part
 from analysis.plots import draw_band, legend, logarithmic
 from analysis.published import Published, load_published
 from analysis.statistics import contrast
-from analysis.style import METHODS, MORE_METHODS, RC, dataset_label, method_label, method_style, model_label
+from analysis.style import (
+    METHODS,
+    MORE_METHODS,
+    RC,
+    dataset_label,
+    family_label,
+    method_label,
+    method_style,
+    model_label,
+)
 from analysis.tables import hardware_notes, mark_notes, markdown, terminal_table
 from analysis.terminal import existing_folder, print_table, shown_path
 
@@ -103,13 +112,14 @@ def layout(places: dict[tuple[str, str], list[Variant]], published: Published) -
         Column("x Adam ours", "ours"),
     ]
     lines = []
+    devices = sorted({one.ours.device for found in places.values() for one in found})
     for (dataset, model), found in places.items():
         for one in found:
             adam = _reference(one, found)
             times = [_update_ms(each) if each else None for each in (one, adam)]
             paper = cells.get((dataset, model, one.method))
             values = (
-                method_and_marks(one),
+                variant_label(one.label, one.ours.device, devices, config=False) + marks(one.ours),
                 ", ".join(map(str, one.ours.seeds)),
                 mean_std(one.ours.accuracy, 2),
                 MISSING if paper is None else "{:.1f} ± {:.1f}".format(*paper.accuracy),
@@ -120,13 +130,13 @@ def layout(places: dict[tuple[str, str], list[Variant]], published: Published) -
                 MISSING if times[0] is None else f"{times[0]:.3f}",
                 ratio(times[0] / times[1] if times[0] and times[1] else None),
             )
-            lines.append(Line(None, (dataset_label(dataset), model_label(model), *values)))
+            lines.append(Line(None, (dataset_label(dataset), network(model), *values)))
     return Layout("beyond", "Beyond the paper: means of our runs by its protocol", tuple(columns), tuple(lines))
 
 
-def method_and_marks(one: Variant) -> str:
-    """Returns a row's name, with the marks of what is special about its data."""
-    return one.label + marks(one.ours)
+def network(model: str) -> str:
+    """Returns an architecture's name with its family, as there may be several in a table."""
+    return f"{family_label(model)} {model_label(model)}"
 
 
 def _reference(one: Variant, found: Sequence[Variant]) -> Variant | None:
@@ -175,7 +185,7 @@ def figure(places: dict[tuple[str, str], list[Variant]], folder: Path) -> Figure
                 lines = [(e[column].to_numpy(float), 100 * e["validation_accuracy"].to_numpy(float)) for e in events]
                 draw_band(axis, lines, method_style(one.method), one.label)
         for axis, what in zip(axes, ("updates", "time"), strict=True):
-            axis.set_title(f"{dataset_label(dataset)}, {model_label(model)}, by {what}")
+            axis.set_title(f"{dataset_label(dataset)}, {network(model)}, by {what}")
             logarithmic(axis)
         axes[0].set_ylabel("Validation accuracy (%)")
     grid[-1][0].set_xlabel("Updates (batches)")
@@ -207,14 +217,14 @@ def pivots(places: dict[tuple[str, str], list[Variant]], key: str) -> list[Layou
                 None,
                 (
                     dataset_label(dataset),
-                    model_label(model),
+                    network(model),
                     *row,
                     *(mean_std(cells[value].accuracy, 1) if value in cells else MISSING for value in values),
                 ),
             )
             for row, cells in sorted(rows.items())
         ]
-        caption = f"{dataset_label(dataset)}, {model_label(model)}: test accuracy (%) by {key}"
+        caption = f"{dataset_label(dataset)}, {network(model)}: test accuracy (%) by {key}"
         found.append(Layout(f"{dataset}-{model}", caption, tuple(columns), tuple(lines)))
     if not found:
         raise CompareError(f"no run has the key {key}")
@@ -226,7 +236,7 @@ def _differ(found: Sequence[Variant], key: str) -> bool:
 
 
 def write_beyond(runs: Path, out: Path, pivot: str | None) -> list[Path]:
-    """Prints and writes ``beyond.md`` and, without a pivot, the figure ``beyond``; returns the paths.
+    """Prints and writes ``beyond.md`` and, without a pivot, the figure ``curves``; returns the paths.
 
     Raises LoadError and CompareError, which name the offending record or folder.
     """
@@ -241,7 +251,16 @@ def write_beyond(runs: Path, out: Path, pivot: str | None) -> list[Path]:
     tables = pivots(places, pivot) if pivot else [layout(places, load_published())]
     every = [one for found in places.values() for one in found]
     below = [*mark_notes([one.ours for one in every]), *hardware_notes(sorted({one.ours.device for one in every}))]
+    below += [
+        f"Failed: {failure.run_id} at step {failure.step:,}: `{' '.join(failure.error.replace('`', '').split())}`."
+        for failure in load_failures(runs)
+    ]
     below.append("± is the standard deviation over a row's seeds, ddof = 1 for ours and 0 for the published.")
+    if not pivot:
+        below.append(
+            "A difference is to Adam's runs on the same device and data, with Welch's 95 % interval. An update reads"
+            " one batch, which counts as 50 steps of DR, AP and CP."
+        )
     for table in tables:
         print_table(terminal_table(table))
     print("\n".join(below))
@@ -256,7 +275,7 @@ def write_beyond(runs: Path, out: Path, pivot: str | None) -> list[Path]:
             "Mean over seeds with a band of one standard deviation while all of them run; then each seed by itself. "
             "Time is that of training on the device, without compilation and evaluation."
         )
-        one = Drawn("beyond", figure(places, runs), "Beyond the paper: validation accuracy", caption)
+        one = Drawn("curves", figure(places, runs), "Beyond the paper: validation accuracy", caption)
         return [page, *write_figures([one], made, out)]
 
 
