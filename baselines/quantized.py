@@ -59,7 +59,9 @@ class Quantized(nn.Module):
             largest = 2 * (2 / x.shape[-1]) ** 0.5
             kernel = self._through(kernel, pjax.quantize(kernel, self.weight_levels, largest))
         out = x @ kernel
-        return out + self.param(f"{name}_bias", nn.initializers.zeros, (width,)) if bias else out
+        if not bias:
+            return out
+        return out + jnp.broadcast_to(self.param(f"{name}_bias", nn.initializers.zeros, (width,)), out.shape)
 
     def _steps(self, x: jax.Array) -> jax.Array:
         stepped = jnp.sign(x) if self.levels == 1 else pjax.quantize(x, self.levels)

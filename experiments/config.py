@@ -102,14 +102,12 @@ class MethodConfig:
         output_bias: whether the network's last layer has a bias.
         kernel_init: of all weights but an embedding's, a name in `experiments/models.py`.
         embedding_init: the same of an embedding.
-        straight_through: whether gradients pass what has none, in networks that have such a thing.
     """
 
     name: str = MISSING
     output_bias: bool = MISSING
     kernel_init: str = "he_normal"
     embedding_init: str = "he_normal"
-    straight_through: bool = False
 
 
 @dataclass
@@ -118,10 +116,12 @@ class GradientConfig(MethodConfig):
 
     Attributes:
         transform: Optax's name for it; None: the method's own.
+        straight_through: whether gradients pass what has none, in networks that have such a thing.
     """
 
     learning_rate: float = MISSING
     transform: str | None = None
+    straight_through: bool = False
 
 
 @dataclass

@@ -17,7 +17,7 @@ from jax.nn import initializers
 from numpy.typing import NDArray
 
 from baselines import having, member
-from experiments.config import RunConfig, UsageError, blaming
+from experiments.config import GradientConfig, RunConfig, UsageError, blaming
 
 INITIALIZERS: dict[str, initializers.Initializer] = {
     "he_normal": initializers.he_normal(),
@@ -44,8 +44,8 @@ def build_model(config: RunConfig) -> nn.Module:
         own: dict[str, Any] = {
             name: _initializer(name, getattr(config.method, name)) for name in ("kernel_init", "embedding_init")
         }
-        own["straight_through"] = config.method.straight_through
-        if config.method.straight_through and "straight_through" not in known:
+        own["straight_through"] = isinstance(config.method, GradientConfig) and config.method.straight_through
+        if own["straight_through"] and "straight_through" not in known:
             raise UsageError(
                 f"method.straight_through=true: nothing in model '{config.model.name}' "
                 f"(model.family={config.model.family}) has to be passed"

@@ -220,6 +220,11 @@ REFUSED = [
     ("ap", "method.representation=history", "method.representation="),
     ("cp", "engine.prox_lambda=-1.0", "engine.prox_lambda="),
     ("dr", "method.name=ap", "method: .*relaxation"),
+    ("displacement", "method.gain=all", "method.gain=.*choose one of none, fan_out, node, element"),
+    ("displacement", "method.target_scale=0.0", "method.target_scale="),
+    ("displacement", "method.sweeps=0", "method.sweeps="),
+    ("displacement", "method.prox_lambda=-1.0", "method.prox_lambda="),
+    ("displacement", "method.transform=foo", "unknown gradient method"),
 ]
 """Options that compose but that the engine refuses, and how the message must name them."""
 
