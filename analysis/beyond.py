@@ -13,9 +13,9 @@ import argparse
 import json
 import shlex
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from analysis.style import (
     METHODS,
     MORE_METHODS,
     RC,
+    MethodStyle,
     dataset_label,
     family_label,
     method_label,
@@ -45,6 +46,8 @@ from analysis.terminal import existing_folder, print_table, shown_path
 
 DEFAULT_RUNS = Path("results/beyond")
 REFERENCE = "adam"
+_LINES: tuple[tuple[int, tuple[float, ...]], ...] = ((0, (1, 0)), (0, (1, 1)), (0, (6, 1, 1, 1)))
+_MARKERS = ("P", "X", "d", "*")
 
 
 @dataclass(frozen=True)
@@ -179,11 +182,11 @@ def figure(places: dict[tuple[str, str], list[Variant]], folder: Path) -> Figure
     drawn = Figure(figsize=(10.0, 1.0 + 2.9 * len(places)), layout="constrained")
     grid = drawn.subplots(len(places), 2, squeeze=False, sharey="row")
     for axes, ((dataset, model), found) in zip(grid, places.items(), strict=True):
-        for one in found:
+        for one, look in zip(found, _looks(found), strict=True):
             events = [load_events(folder / run_id) for run_id in one.ours.run_ids]
             for axis, column in zip(axes, ("update", "train_s"), strict=True):
                 lines = [(e[column].to_numpy(float), 100 * e["validation_accuracy"].to_numpy(float)) for e in events]
-                draw_band(axis, lines, method_style(one.method), one.label)
+                draw_band(axis, lines, look, one.label)
         for axis, what in zip(axes, ("updates", "time"), strict=True):
             axis.set_title(f"{dataset_label(dataset)}, {network(model)}, by {what}")
             logarithmic(axis)
@@ -192,6 +195,19 @@ def figure(places: dict[tuple[str, str], list[Variant]], folder: Path) -> Figure
     grid[-1][1].set_xlabel("Training time on the device (s)")
     legend(drawn, list(grid.flat))
     return drawn
+
+
+def _looks(found: Sequence[Variant]) -> list[MethodStyle]:
+    """The style of each method; of those with several settings, with other lines and markers from the second on."""
+    looks: list[MethodStyle] = []
+    seen: Counter[str] = Counter()
+    for one in found:
+        look, n = method_style(one.method), seen[one.method]
+        seen[one.method] += 1
+        looks.append(
+            replace(look, linestyle=_LINES[n % len(_LINES)], marker=_MARKERS[n % len(_MARKERS)]) if n else look
+        )
+    return looks
 
 
 def pivots(places: dict[tuple[str, str], list[Variant]], key: str) -> list[Layout]:

@@ -225,7 +225,7 @@ def legend(figure: Figure, axes: Sequence[Axes]) -> None:
     order = [style.label for style in (METHODS | MORE_METHODS).values()]
     names = sorted(shown, key=lambda name: order.index(name) if name in order else len(order))
     handles = [shown[name] for name in names]
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), handlelength=3.5, frameon=False)
+    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 5), handlelength=3.5, frameon=False)
 
 
 def _nothing(text: str) -> Figure:
