@@ -46,6 +46,10 @@ from analysis.terminal import existing_folder, print_table, shown_path
 
 DEFAULT_RUNS = Path("results/beyond")
 REFERENCE = "adam"
+COMPARED = (
+    "A difference is to Adam's runs on the same device and data, with Welch's 95 % interval. An update reads one batch,"
+    " which counts as 50 steps of DR, AP and CP."
+)
 _LINES: tuple[tuple[int, tuple[float, ...]], ...] = ((0, (1, 0)), (0, (1, 1)), (0, (6, 1, 1, 1)))
 _MARKERS = ("P", "X", "d", "*")
 
@@ -251,32 +255,49 @@ def _differ(found: Sequence[Variant], key: str) -> bool:
     return len({json.dumps(one.config.get(key)) for one in found}) > 1
 
 
-def write_beyond(runs: Path, out: Path, pivot: str | None) -> list[Path]:
-    """Prints and writes ``beyond.md`` and, without a pivot, the figure ``curves``; returns the paths.
+def load_variants(runs: Path) -> dict[tuple[str, str], list[Variant]]:
+    """Reads what was run of each network.
 
     Raises LoadError and CompareError, which name the offending record or folder.
     """
     records = load_records(runs)
     if records.empty:
-        raise CompareError(f"no finished runs under {shown_path(runs)}; `make reproduce SWEEP=beyond` makes some")
-    places = variants(records)
+        raise CompareError(f"no finished runs under {shown_path(runs)}; `make reproduce TABLE=beyond` makes some")
+    return variants(records)
+
+
+def notes(places: dict[tuple[str, str], list[Variant]], runs: Path) -> list[str]:
+    """Returns the lines below every table: marks, hardware, failed runs."""
+    every = [one for found in places.values() for one in found]
+    lines = [*mark_notes([one.ours for one in every]), *hardware_notes(sorted({one.ours.device for one in every}))]
+    lines += [
+        f"Failed: {failure.run_id} at step {failure.step:,}: `{' '.join(failure.error.replace('`', '').split())}`."
+        for failure in load_failures(runs)
+    ]
+    return [*lines, "± is the standard deviation over a row's seeds, ddof = 1 for ours and 0 for the published."]
+
+
+def draw(places: dict[tuple[str, str], list[Variant]], runs: Path) -> Drawn:
+    """Returns the figure ``curves`` with its caption."""
+    caption = (
+        "Mean over seeds with a band of one standard deviation while all of them run; then each seed by itself. "
+        "Time is that of training on the device, without compilation and evaluation."
+    )
+    return Drawn("curves", figure(places, runs), "Beyond the paper: validation accuracy", caption)
+
+
+def write_beyond(runs: Path, out: Path, pivot: str | None) -> list[Path]:
+    """Prints and writes ``beyond.md`` and, without a pivot, the figure ``curves``; returns the paths.
+
+    Raises LoadError and CompareError, which name the offending record or folder.
+    """
+    places = load_variants(runs)
     command = ["python", "-m", "analysis.beyond", shown_path(runs)]
     command += ["--out", shown_path(out)] if out != runs else []
     command += ["--pivot", pivot] if pivot else []
     made = shlex.join(command)
     tables = pivots(places, pivot) if pivot else [layout(places, load_published())]
-    every = [one for found in places.values() for one in found]
-    below = [*mark_notes([one.ours for one in every]), *hardware_notes(sorted({one.ours.device for one in every}))]
-    below += [
-        f"Failed: {failure.run_id} at step {failure.step:,}: `{' '.join(failure.error.replace('`', '').split())}`."
-        for failure in load_failures(runs)
-    ]
-    below.append("± is the standard deviation over a row's seeds, ddof = 1 for ours and 0 for the published.")
-    if not pivot:
-        below.append(
-            "A difference is to Adam's runs on the same device and data, with Welch's 95 % interval. An update reads"
-            " one batch, which counts as 50 steps of DR, AP and CP."
-        )
+    below = [*notes(places, runs), *([] if pivot else [COMPARED])]
     for table in tables:
         print_table(terminal_table(table))
     print("\n".join(below))
@@ -287,12 +308,7 @@ def write_beyond(runs: Path, out: Path, pivot: str | None) -> list[Path]:
     if pivot:
         return [page]
     with mpl.rc_context(RC):
-        caption = (
-            "Mean over seeds with a band of one standard deviation while all of them run; then each seed by itself. "
-            "Time is that of training on the device, without compilation and evaluation."
-        )
-        one = Drawn("curves", figure(places, runs), "Beyond the paper: validation accuracy", caption)
-        return [page, *write_figures([one], made, out)]
+        return [page, *write_figures([draw(places, runs)], made, out)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
