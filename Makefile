@@ -47,6 +47,7 @@ comma := ,
 tables = $(if $(filter all,$(1)),2$(comma)3$(comma)4,$(1))
 # What the paper has no table of has a sweep and a preset of its own.
 BEYOND := beyond study
+$(if $(filter-out $(TABLE),$(filter $(BEYOND),$(subst $(comma), ,$(TABLE)))),$(error TABLE=$(TABLE): beyond and study stand alone))
 SWEEP = $(call quoted,sweep=$(if $(filter $(BEYOND),$(TABLE)),$(TABLE),table$(subst $(comma),$(comma)table,$(call tables,$(TABLE)))))
 SHOWN = analysis.beyond results/$(TABLE) $(if $(filter study,$(TABLE)),--pivot method.target_scale)
 COPY = $(call arg,SUBSET,dataset.subset) $(call arg,ALTERED,dataset.altered)

@@ -183,6 +183,7 @@ def figure(places: dict[tuple[str, str], list[Variant]], folder: Path) -> Figure
 
     Raises LoadError, naming the file, for events that cannot be read.
     """
+    devices = sorted({one.ours.device for found in places.values() for one in found})
     drawn = Figure(figsize=(10.0, 1.0 + 2.9 * len(places)), layout="constrained")
     grid = drawn.subplots(len(places), 2, squeeze=False, sharey="row")
     for axes, ((dataset, model), found) in zip(grid, places.items(), strict=True):
@@ -190,7 +191,7 @@ def figure(places: dict[tuple[str, str], list[Variant]], folder: Path) -> Figure
             events = [load_events(folder / run_id) for run_id in one.ours.run_ids]
             for axis, column in zip(axes, ("update", "train_s"), strict=True):
                 lines = [(e[column].to_numpy(float), 100 * e["validation_accuracy"].to_numpy(float)) for e in events]
-                draw_band(axis, lines, look, one.label)
+                draw_band(axis, lines, look, variant_label(one.label, one.ours.device, devices, config=False))
         for axis, what in zip(axes, ("updates", "time"), strict=True):
             axis.set_title(f"{dataset_label(dataset)}, {network(model)}, by {what}")
             logarithmic(axis)
@@ -220,13 +221,18 @@ def pivots(places: dict[tuple[str, str], list[Variant]], key: str) -> list[Layou
     Raises CompareError where no run says the key.
     """
     found: list[Layout] = []
+    devices = {one.ours.device for found in places.values() for one in found}
     for (dataset, model), alike in places.items():
         having = [one for one in alike if key in one.config]
-        values = sorted({one.config[key] for one in having}, key=lambda value: (isinstance(value, str), value))
+        values = sorted(
+            {one.config[key] for one in having},
+            key=lambda value: (isinstance(value, str), str(value) if isinstance(value, str) else value or 0),
+        )
         others = sorted({k for one in having for k in one.config if k != key and _differ(having, k)})
         rows: dict[tuple[str, ...], dict[Any, Ours]] = {}
         for one in having:
             settings = [f"{k.partition('.')[2]} {one.config.get(k)}" for k in others]
+            settings += [one.ours.device] if len(devices) > 1 else []
             rows.setdefault((method_label(one.method, None), ", ".join(settings)), {})[one.config[key]] = one.ours
         if not rows:
             continue
@@ -246,7 +252,7 @@ def pivots(places: dict[tuple[str, str], list[Variant]], key: str) -> list[Layou
         ]
         caption = f"{dataset_label(dataset)}, {network(model)}: test accuracy (%) by {key}"
         found.append(Layout(f"{dataset}-{model}", caption, tuple(columns), tuple(lines)))
-    if not found:
+    if places and not found:
         raise CompareError(f"no run has the key {key}")
     return found
 
@@ -261,7 +267,7 @@ def load_variants(runs: Path) -> dict[tuple[str, str], list[Variant]]:
     Raises LoadError and CompareError, which name the offending record or folder.
     """
     records = load_records(runs)
-    if records.empty:
+    if records.empty and not load_failures(runs):
         raise CompareError(f"no finished runs under {shown_path(runs)}; `make reproduce TABLE=beyond` makes some")
     return variants(records)
 
@@ -305,7 +311,7 @@ def write_beyond(runs: Path, out: Path, pivot: str | None) -> list[Path]:
     page = out / "beyond.md"
     sections = [*map(markdown, tables), *(f"- {note}" for note in below), "", f"Made by `{made}`.", ""]
     page.write_text("\n".join(sections), encoding="utf-8", newline="\n")
-    if pivot:
+    if pivot or not places:
         return [page]
     with mpl.rc_context(RC):
         return [page, *write_figures([draw(places, runs)], made, out)]

@@ -157,10 +157,11 @@ def _draw(axis: Axes, curves: Curves) -> None:
 
 def draw_band(axis: Axes, lines: Sequence[Line], look: MethodStyle, label: str) -> None:
     """Draws the mean over seeds with a band of one standard deviation while all run, then each seed by itself."""
-    lines = [(x[x > 0], y[x > 0]) for x, y in lines]  # the axis is logarithmic
-    length = min(len(x) for x, _ in lines)
-    if length == 0:
+    # The axis is logarithmic. A seed that shared its program with others has no times.
+    lines = [(x[x > 0], y[x > 0]) for x, y in lines if np.any(x > 0)]
+    if not lines:
         return
+    length = min(len(x) for x, _ in lines)
     # Seeds are evaluated at the same steps, but not after the same time.
     x = np.stack([x[:length] for x, _ in lines]).mean(axis=0)
     together = np.stack([y[:length] for _, y in lines])

@@ -198,7 +198,9 @@ def build(runs: Path, benchmarks: Path, graphs: Path, beyond: Path | None = None
     )
 
 
-def _beyond(runs: Path) -> Beyond:
+def _beyond(runs: Path) -> Beyond | None:
+    if load_records(runs).empty:
+        return None
     places = load_variants(runs)
     with mpl.rc_context(RC):
         table = beyond_layout(places, load_published())

@@ -2,8 +2,9 @@
 
 A projection step moves an early layer by less than float32 resolves: a node with a target that is D away from its value
 moves by about ``D / (1 + q)``, and a consensus over m readers divides by m. A displacement ``D = target - value`` is
-resolved whatever its size, so here every node hands displacements down, computed without the difference of two values,
-and factors per node (gains) make good for what averaging and projecting absorb.
+resolved whatever its size, so here every node hands displacements down, and factors (gains) make good for what
+averaging and projecting absorb. Linear rules, maxima, products and sums of ReLUs compute them without the difference of
+two values; losses and steps do not.
 """
 
 import dataclasses
@@ -61,10 +62,11 @@ class Displacement:
             through flat regions.
         gain: ``"none"``: a displacement is the mean over the readers' copies (Eq. 10). ``"fan_out"``: their sum.
             ``"node"``: also what a node hands on is multiplied by the ratio of the sizes of what it was given and
-            what it did not follow, a mean of ``1 + |f'|^2`` over its elements. ``"element"``: by each element's own
-            factor where they differ, which is in bilinear nodes.
-        sweeps: how often a recurrence is swept; each goes one step back in time.
-        operators: which projections.
+            what it did not follow, a mean of ``1 + |f'|^2`` over its elements. ``"element"``: a bilinear node
+            multiplies by each product's own factor instead.
+        sweeps: how often a recurrence is swept; each goes one step back in time. What only later steps read moves
+            from the second on.
+        operators: which projections; ``consensus`` is always over edges, and there are no weights.
     """
 
     transform: Transform
@@ -75,12 +77,20 @@ class Displacement:
 
     def __post_init__(self) -> None:
         """Refuse what no update can honour."""
+        if not (callable(getattr(self.transform, "init", None)) and callable(getattr(self.transform, "update", None))):
+            raise TypeError(f"transform={self.transform!r}: something with init and update, such as optax.adam(1e-3)")
+        try:
+            hash(self.transform)
+        except TypeError as error:
+            raise TypeError(f"transform={self.transform!r}: it has to be hashable, a key of the compiled") from error
         require_number("target_scale", self.target_scale)
-        if not self.target_scale > 0:
-            raise ValueError(f"target_scale={self.target_scale}: a positive number")
+        if not 0 < self.target_scale < float("inf"):
+            raise ValueError(f"target_scale={self.target_scale}: a positive, finite number")
         require_count("sweeps", self.sweeps)
         if self.gain not in get_args(Gain):
             raise ValueError(f"gain={self.gain!r}: choose one of {', '.join(get_args(Gain))}")
+        if self.operators.weighted:
+            raise ValueError("operators.weighted: displacements have no weights")
 
     def init(self, params: Params) -> Any:
         """The transformation's state for these parameters."""
@@ -122,9 +132,10 @@ def displacements(method: Displacement, graph: Graph, values: Values, indices: S
     sweep = _Sweep(method, graph, values, indices)
     later: Arrivals = {}
     if graph.recurrent and method.sweeps > 1:
-        shapes = jax.eval_shape(lambda: sweep({})[1])
-        start = {n: jnp.zeros(x.shape, x.dtype) for n, x in shapes.items()}
-        later = jax.lax.fori_loop(1, method.sweeps, lambda _, later: sweep(later)[1], start)
+        # A sweep that hears of later steps may reach more nodes, until there are no more.
+        while (shapes := jax.eval_shape(lambda known: sweep(known)[1], later)).keys() != later.keys():
+            later = {n: jnp.zeros(x.shape, x.dtype) for n, x in shapes.items()}
+        later = jax.lax.fori_loop(1, method.sweeps, lambda _, later: sweep(later)[1], later)
     return sweep(later)[0]
 
 
@@ -134,7 +145,7 @@ class _Sweep:
     def __init__(self, method: Displacement, graph: Graph, values: Values, indices: Sequence[Array]) -> None:
         self._method, self._graph, self._values, self._indices = method, graph, values, indices
         self._counts: Counts = {}
-        if method.gain == "none" or method.operators.weighted:
+        if method.gain == "none":
             _, self._counts = count_edges(graph, indices)
 
     def __call__(self, later: Arrivals) -> tuple[Arrivals, Arrivals]:
@@ -180,14 +191,13 @@ class _Sweep:
             assert displacement is not None
             return [displacement]
         operands = self._graph.operands_of(number, self._values, self._indices)
-        weight = self._edges(number) if operators.weighted else 1
         gain = self._method.gain
         if displacement is not None and node.primitive in rules.bilinear_rules:
-            moves, own = _dots(node, operands, displacement, weight, operators, gain == "element")
+            moves, own = _dots(node, operands, displacement, operators, gain == "element")
             if gain == "element":
                 return moves
         else:
-            moves, own = rules.displace(node.primitive, dict(node.params), operands, displacement, weight, operators)
+            moves, own = rules.displace(node.primitive, dict(node.params), operands, displacement, 1, operators)
         if displacement is None or own is None:
             return [self._method.target_scale * move for move in moves]
         if gain in ("none", "fan_out"):
@@ -198,15 +208,14 @@ class _Sweep:
 
 
 def _dots(
-    node: Node, operands: Sequence[Array], distance: Array, weight: Any, operators: Operators, gains: bool
+    node: Node, operands: Sequence[Array], distance: Array, operators: Operators, gains: bool
 ) -> tuple[tuple[Array, ...], Array]:
     """Theorem 7 for displacements: how far the copies of the operands' elements move, summed, and the output.
 
-    With ``gains``, the copies are multiplied by ``weight * distance / root``, which is ``1 + |x|^2 + |w|^2`` for a
-    small distance and a weight of one.
+    With ``gains``, the copies are multiplied by ``distance / root``, which is ``1 + |x|^2 + |w|^2`` for a small one.
     """
     dots, (x, w) = Dots(node), operands
     terms = [dots.product(x, w), *dots.norms((x, w), (x, w))]
-    root = projections.dot_root(projections.sum_and_difference, terms, distance, weight, operators, displaced=True)
-    scale = (weight * distance if gains else root) / (1 - root * root)
-    return dots.sums(root * scale, scale, (x, w)), distance - root / weight
+    root = projections.dot_root(projections.sum_and_difference, terms, distance, 1, operators, displaced=True)
+    scale = (distance if gains else root) / (1 - root * root)
+    return dots.sums(root * scale, scale, (x, w)), distance - root

@@ -115,7 +115,7 @@ def _node(prim, dtype=jnp.float64):
 def test_a_dots_displacement_is_the_difference_of_projections(prim, scale):
     node, operands = _node(prim)
     distance = scale * jax.random.normal(jax.random.key(2), node.shape)
-    moves, output = displacement._dots(node, operands, distance, 1, pjax.EXACT, False)
+    moves, output = displacement._dots(node, operands, distance, pjax.EXACT, False)
     x, w = displacement.Dots(node).expand(*operands)
     value = node.evaluate(operands)
     next_x, next_w, known, _ = projections.project_dot(x, w, value + distance, 1, pjax.EXACT)
@@ -129,10 +129,10 @@ def test_a_dots_displacement_is_the_difference_of_projections(prim, scale):
 def test_a_dots_small_displacement_has_six_digits_in_32_bits(prim):
     node, operands = _node(prim, jnp.float32)
     distance = 1e-12 * jax.random.uniform(jax.random.key(2), node.shape, jnp.float32, 0.5, 1)
-    ours, output = displacement._dots(node, operands, distance, 1, pjax.EXACT, False)
+    ours, output = displacement._dots(node, operands, distance, pjax.EXACT, False)
     node64, _ = _node(prim)
     in_64_bits = [a.astype(jnp.float64) for a in (*operands, distance)]
-    known, moved = displacement._dots(node64, tuple(in_64_bits[:2]), in_64_bits[2], 1, pjax.EXACT, False)
+    known, moved = displacement._dots(node64, tuple(in_64_bits[:2]), in_64_bits[2], pjax.EXACT, False)
     for move, expected in zip([*ours, output], [*known, moved], strict=True):
         # A sum of terms of both signs has the digits of the terms.
         np.testing.assert_allclose(move, expected, rtol=1e-6, atol=1e-6 * float(jnp.max(jnp.abs(expected))))
@@ -223,6 +223,65 @@ def test_sixteen_layers_down_a_direction_is_that_of_64_bits(gain, depth):
     ours, known = first(jnp.float32), first(jnp.float64)
     assert (np.abs(known).max() < 1e-15) == (gain in ("none", "fan_out"))
     assert np.vdot(ours, known) / np.linalg.norm(ours) / np.linalg.norm(known) >= 0.999
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_sweep_may_reach_more_nodes_than_the_one_before():
+    """Carries that are read before they are made: the first sweep knows nothing of the second layer's reader."""
+    keys = iter(jax.random.split(jax.random.key(0), 6))
+    params = {name: jax.random.normal(next(keys), (3, 3)) for name in ("first", "second", "between", "out")}
+    x, y = jax.random.normal(next(keys), (4, 2, 3)), jax.random.randint(next(keys), (4, 2), 0, 3)
+
+    def cell(p, carry, x):
+        first, second = carry
+        next_second = jax.nn.relu(second @ p["second"] + first @ p["between"])
+        return (jax.nn.relu(first @ p["first"] + x), next_second), second @ p["out"]
+
+    def losses(p, unroll):
+        carry = jnp.ones((2, 3)), jnp.ones((2, 3))
+        if not unroll:
+            _, logits = lax.scan(lambda carry, x: cell(p, carry, x), carry, x)
+        else:
+            steps = []
+            for each in x:
+                carry, logits = cell(p, carry, each)
+                steps.append(logits)
+            logits = jnp.stack(steps)
+        return pjax.nn.cross_entropy(logits, y)
+
+    def swept(sweeps, unroll):
+        method = Displacement(optax.sgd(1.0), 0.1, "fan_out", sweeps)
+        return _swept(method, lambda p: losses(p, unroll), params)
+
+    known, found = swept(1, unroll=True), swept(4, unroll=False)
+    assert all(np.any(move) for move in known.values())
+    for name, move in known.items():
+        np.testing.assert_allclose(found[name], move, rtol=1e-8, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"transform": optax.adam}, "something with init and update, such as optax.adam"),
+        ({"transform": 0.001}, "something with init and update"),
+        ({"target_scale": 0.0}, "target_scale=0.0: a positive, finite number"),
+        ({"target_scale": float("inf")}, "target_scale=inf: a positive, finite number"),
+        ({"gain": "full"}, "choose one of none, fan_out, node, element"),
+        ({"sweeps": 0}, "sweeps"),
+        ({"operators": dataclasses.replace(pjax.EXACT, weighted=True)}, "displacements have no weights"),
+    ],
+)
+def test_what_no_update_can_honour_is_refused(options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        Displacement(**({"transform": optax.sgd(1.0)} | options))
+
+
+def test_a_transformation_that_is_no_key_is_named():
+    class Unhashable(Kept):
+        __hash__ = None  # type: ignore[assignment]
+
+    with pytest.raises(TypeError, match="it has to be hashable"):
+        Displacement(Unhashable())
 
 
 def _cosines(found, gradients):

@@ -210,11 +210,11 @@ def quantised(*overrides: str) -> tuple[Any, Any, Any]:
 )
 def test_nothing_of_a_quantised_network_but_its_last_layer_has_a_gradient(model: str, weights: bool) -> None:
     network, params, x = quantised(f"model={model}", "method=adam")
-    gradients = jax.grad(lambda p: (network.apply(p, x) ** 2).sum())(params)["params"]  # type: ignore[operator]
+    gradients = jax.grad(lambda p: (network.apply(p, x) ** 2).sum())(params)["params"]
     assert not np.any(gradients["hidden_0_kernel"])
     assert bool(np.any(gradients["output_kernel"])) != weights
     through, *_ = quantised(f"model={model}", "method=straight_through")
-    passed = jax.grad(lambda p: (through.apply(p, x) ** 2).sum())(params)["params"]  # type: ignore[operator]
+    passed = jax.grad(lambda p: (through.apply(p, x) ** 2).sum())(params)["params"]
     assert np.any(passed["hidden_0_kernel"])
     assert np.any(passed["output_kernel"])
     # The estimator is one of gradients: the network's values are the same, to rounding.
