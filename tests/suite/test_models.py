@@ -105,7 +105,7 @@ def test_a_network_that_cannot_read_the_data_is_refused_before_they_are_read(
 
 @pytest.mark.parametrize("family", ["gru", "gradient", "os", "..mlp"])
 def test_an_unknown_family_lists_the_known(family: str) -> None:
-    with pytest.raises(UsageError, match=r"unknown model\.family=.*Known: cnn, mlp, rnn"):
+    with pytest.raises(UsageError, match=r"unknown model\.family=.*Known: cnn, mlp, quantized, rnn"):
         build_model(compose_run([f"model.family={family}"]))
 
 
@@ -141,7 +141,7 @@ def test_a_file_of_baselines_is_a_family(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(baselines, "__path__", [*baselines.__path__, str(tmp_path)])
     params = parameters("dataset=mnist", "model.family=linear", "model.name=linear", "method=dr")
     assert jax.tree.map(np.shape, params) == {"Dense_0": {"kernel": (784, 10)}}
-    with pytest.raises(UsageError, match="Known: cnn, linear, mlp, rnn"):
+    with pytest.raises(UsageError, match="Known: cnn, linear, mlp, quantized, rnn"):
         build_model(compose_run(["model.family=gru"]))
 
 

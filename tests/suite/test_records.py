@@ -79,6 +79,7 @@ LATER = [
     ("dataset.subset=false", "dataset.subset=true"),
     ("dataset.altered=false", "dataset.altered=true"),
     ("model.family=mlp", "model.family=cnn"),
+    ("model.options=null", "model.options={levels: 4}"),
     ("method.kernel_init=he_normal", "method.kernel_init=lecun_normal"),
     ("method.embedding_init=he_normal", "method.embedding_init=flax_embed"),
 ]
