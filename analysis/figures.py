@@ -35,7 +35,7 @@ FORMATS = ("png", "pdf", "svg")
 class Drawn:
     """A figure with its title and caption."""
 
-    number: int
+    number: int | str  # the paper's, or the name of a figure that it does not have
     figure: Figure
     title: str
     caption: str
@@ -103,13 +103,15 @@ def write_figures(drawn: Sequence[Drawn], command: str, out: Path) -> list[Path]
     written: list[Path] = []
     with mpl.rc_context(RC):
         for one in drawn:
-            title, made = f"Figure {one.number}: {one.title}", f"made by: {command}"
+            numbered = isinstance(one.number, int)
+            title = f"Figure {one.number}: {one.title}" if numbered else one.title
+            made = f"made by: {command}"
             metadata: dict[str, dict[str, str | None]] = {
                 "png": {"Software": None, "Title": title, "Description": made},
                 "pdf": {"CreationDate": None, "Creator": None, "Producer": None, "Title": title, "Subject": made},
                 "svg": {"Date": None, "Creator": None, "Title": title, "Description": made},
             }
-            stem = out / f"figure{one.number}"
+            stem = out / (f"figure{one.number}" if numbered else str(one.number))
             for suffix in FORMATS:
                 one.figure.savefig(stem.with_suffix(f".{suffix}"), metadata=metadata[suffix])
                 written.append(stem.with_suffix(f".{suffix}"))

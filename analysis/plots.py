@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -19,10 +20,11 @@ from analysis.compare import Comparison, Row
 from analysis.load import load_events
 from analysis.published import CellKey, Published, PublishedCell
 from analysis.statistics import PAPER_SEEDS
-from analysis.style import GRID, METHODS, dataset_label, method_style, model_label
+from analysis.style import GRID, METHODS, MORE_METHODS, MethodStyle, dataset_label, method_style, model_label
 
 FIGURE_3_METHODS = ("sgd", "adam", "dr", "ap")  # the paper leaves CP out, which lies on AP
 _MARKERS_PER_CURVE = 8
+Line: TypeAlias = "tuple[NDArray[np.float64], NDArray[np.float64]]"  # of a seed: where, and how accurate (%)
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Curves:
     """Validation accuracy (%) of a cell's runs at counted steps: one line per seed, as long as the seed ran."""
 
     row: Row
-    lines: tuple[tuple[NDArray[np.float64], NDArray[np.float64]], ...]
+    lines: tuple[Line, ...]
 
     @property
     def label(self) -> str:
@@ -84,7 +86,7 @@ def figure_3(curves: dict[CellKey, Curves], published: Published) -> Figure:
         axes[0].set_ylabel("Validation accuracy (%)")
     for axis in grid[-1]:
         axis.set_xlabel("Steps (thousands)")
-    _legend(figure, list(grid.flat))
+    legend(figure, list(grid.flat))
     return figure
 
 
@@ -102,7 +104,7 @@ def figure_4(curves: dict[CellKey, Curves], published: Published) -> Figure:
         axis.set_xlabel("Steps (thousands)")
         _fill(axis, chosen)
     axes[0].set_ylabel("Validation accuracy (%)")
-    _legend(figure, list(axes))
+    legend(figure, list(axes))
     return figure
 
 
@@ -150,13 +152,18 @@ def figure_6(depths: Sequence[DepthTimes]) -> Figure:
 
 
 def _draw(axis: Axes, curves: Curves) -> None:
-    """The mean over seeds with a band of one standard deviation while all seeds run, then each seed by itself."""
-    look = method_style(curves.row.published.method)
-    lines = [(x[x > 0] / 1000, y[x > 0]) for x, y in curves.lines]  # the axis is logarithmic
-    length = min(len(x) for x, _ in lines)
-    if length == 0:
+    draw_band(axis, [(x / 1000, y) for x, y in curves.lines], method_style(curves.row.published.method), curves.label)
+
+
+def draw_band(axis: Axes, lines: Sequence[Line], look: MethodStyle, label: str) -> None:
+    """Draws the mean over seeds with a band of one standard deviation while all run, then each seed by itself."""
+    # The axis is logarithmic. A seed that shared its program with others has no times.
+    lines = [(x[x > 0], y[x > 0]) for x, y in lines if np.any(x > 0)]
+    if not lines:
         return
-    x = lines[0][0][:length]
+    length = min(len(x) for x, _ in lines)
+    # Seeds are evaluated at the same steps, but not after the same time.
+    x = np.stack([x[:length] for x, _ in lines]).mean(axis=0)
     together = np.stack([y[:length] for _, y in lines])
     mean = together.mean(axis=0)
     if len(lines) > 1:
@@ -165,7 +172,7 @@ def _draw(axis: Axes, curves: Curves) -> None:
     axis.plot(
         x,
         mean,
-        label=curves.label,
+        label=label,
         color=look.color,
         linestyle=look.linestyle,
         marker=look.marker,
@@ -196,25 +203,30 @@ def _fill(axis: Axes, curves: Sequence[Curves]) -> None:
     for one in curves:
         _draw(axis, one)
     if curves:
-        axis.set_xscale("log")
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.grid(visible=True, **GRID)
+        logarithmic(axis)
     else:
         axis.text(0.5, 0.5, "no runs yet", transform=axis.transAxes, ha="center", va="center", color="0.4")
         axis.set_xticks([])
 
 
-def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    """One legend below all panels, where no curve can run under it."""
+def logarithmic(axis: Axes) -> None:
+    """Makes the horizontal axis logarithmic, with plain numbers and a grid."""
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.grid(visible=True, **GRID)
+
+
+def legend(figure: Figure, axes: Sequence[Axes]) -> None:
+    """Draws one legend below all panels, where no curve can run under it."""
     shown: dict[str, Artist] = {}
     for axis in axes:
         handles, labels = axis.get_legend_handles_labels()
         shown = dict(zip(labels, handles, strict=True)) | shown
-    order = [style.label for style in METHODS.values()]
+    order = [style.label for style in (METHODS | MORE_METHODS).values()]
     names = sorted(shown, key=lambda name: order.index(name) if name in order else len(order))
     handles = [shown[name] for name in names]
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), handlelength=3.5, frameon=False)
+    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 5), handlelength=3.5, frameon=False)
 
 
 def _nothing(text: str) -> Figure:

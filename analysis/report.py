@@ -25,6 +25,9 @@ from markupsafe import Markup
 from rich import box
 from rich.table import Table
 
+from analysis.beyond import COMPARED, draw, load_variants
+from analysis.beyond import layout as beyond_layout
+from analysis.beyond import notes as beyond_notes
 from analysis.claims import BenchmarkError, Finding, State, judge_ours, judge_published, load_depth
 from analysis.compare import CompareError, Comparison, Ours, Row, compare
 from analysis.drawings import GraphError
@@ -99,6 +102,15 @@ class RunGroup:
 
 
 @dataclass(frozen=True)
+class Beyond:
+    """Methods that the paper does not have: their table, the lines below it, and their figure."""
+
+    table: Layout
+    notes: list[str]
+    figure: Drawn
+
+
+@dataclass(frozen=True)
 class Report:
     """All that the page shows."""
 
@@ -110,6 +122,7 @@ class Report:
     environments: dict[str, dict[str, Any]]
     ablation: list[dict[str, str]]
     others: list[Overview]
+    beyond: Beyond | None
     records: int
     runs: Path
 
@@ -148,8 +161,8 @@ def _grid_cell(row: Row) -> GridCell:
     return GridCell(str(found.verdict), seeds, anchor(row), f"{name}: {found.verdict}, {found.reason}, {seeds} seeds")
 
 
-def build(runs: Path, benchmarks: Path, graphs: Path, *, mixed: bool = False) -> Report:
-    """Collects what the page shows.
+def build(runs: Path, benchmarks: Path, graphs: Path, beyond: Path | None = None, *, mixed: bool = False) -> Report:
+    """Collects what the page shows; ``beyond`` is a folder of runs by other methods than the paper's, if there is one.
 
     Raises LoadError, CompareError, BenchmarkError and GraphError, which name the offending file.
     """
@@ -179,9 +192,19 @@ def build(runs: Path, benchmarks: Path, graphs: Path, *, mixed: bool = False) ->
         environments=environments,
         ablation=_ablation(comparisons),
         others=overviews(records, load_failures(runs), published),
+        beyond=_beyond(beyond) if beyond and beyond.is_dir() else None,
         records=len(records),
         runs=runs,
     )
+
+
+def _beyond(runs: Path) -> Beyond | None:
+    if load_records(runs).empty:
+        return None
+    places = load_variants(runs)
+    with mpl.rc_context(RC):
+        table = beyond_layout(places, load_published())
+        return Beyond(table, [*beyond_notes(places, runs), COMPARED], draw(places, runs))
 
 
 def _contexts(theirs: Finding, ours: Finding, rows: Mapping[CellKey, Row]) -> list[Context]:
@@ -269,6 +292,7 @@ def page(report: Report, command: str, out: Path) -> str:
     published = load_published()
     with mpl.rc_context(RC):
         figures = [(one, _data_uri(one)) for one in report.figures]
+        curves = _data_uri(report.beyond.figure) if report.beyond else None
     return environment.get_template("report.html.jinja").render(
         report=report,
         counts=report.grid.counts(),
@@ -278,6 +302,8 @@ def page(report: Report, command: str, out: Path) -> str:
         tables=[(c, [*map(_filled, judged_layouts(c)), _filled(time_layout(c))]) for c in report.comparisons],
         others=[(_filled(other_layout(o)), other_notes(o, published)) for o in report.others],
         figures=figures,
+        beyond=report.beyond and _filled(report.beyond.table),
+        curves=curves,
         headline=headline,
         notes={c.table: notes(c, report.runs, report.records) for c in report.comparisons},
         anchor=anchor,
@@ -371,13 +397,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status (1 with a message on standard error for unusable files or folders)."""
     parser = argparse.ArgumentParser(prog="python -m analysis.report", description="The report, one HTML page.")
     add_sources(parser)
+    parser.add_argument("--beyond", type=Path, help="folder of runs by other methods; default: beside a folder `runs`")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="path of the page")
     args = parser.parse_args(argv)
     out: Path = args.out
     try:
-        report = build(args.runs, args.benchmarks, args.graphs, mixed=args.mixed_versions)
+        beyond = args.beyond or (args.runs.parent / "beyond" if args.runs.name == "runs" else None)
+        report = build(args.runs, args.benchmarks, args.graphs, beyond, mixed=args.mixed_versions)
         command = ["python", "-m", "analysis.report", shown_path(args.runs)]
         command += [f"--{name}={shown_path(getattr(args, name))}" for name in ("benchmarks", "graphs", "out")]
+        command += [f"--beyond={shown_path(args.beyond)}"] if args.beyond else []
         text = page(report, shlex.join(command), out)
     except (LoadError, CompareError, BenchmarkError, GraphError) as error:
         print(f"error: {error}", file=sys.stderr)

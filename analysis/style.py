@@ -26,6 +26,12 @@ METHODS: dict[str, MethodStyle] = {
     "cp": MethodStyle("CP", "#009E73", (0, (3, 1, 1, 1, 1, 1)), "v"),
 }
 
+# Of no table of the paper.
+MORE_METHODS: dict[str, MethodStyle] = {
+    "displacement": MethodStyle("Displacement", "#CC79A7", (0, (8, 2)), "P"),
+    "straight_through": MethodStyle("Straight-through", "#56B4E9", (0, (2, 1)), "X"),
+}
+
 # Every figure is drawn with these; nothing of a machine's own settings, fonts or dates enters.
 RC: dict[Any, Any] = {
     "axes.spines.right": False,
@@ -73,10 +79,10 @@ _DATASETS: dict[str, str] = {
 
 def method_style(method: str) -> MethodStyle:
     """Returns the style of a method; a KeyError names the known methods and this file."""
-    if method not in METHODS:
-        known = ", ".join(METHODS)
-        raise KeyError(f"no style for method '{method}' (known: {known}); add it to analysis/style.py")
-    return METHODS[method]
+    known = METHODS | MORE_METHODS
+    if method not in known:
+        raise KeyError(f"no style for method '{method}' (known: {', '.join(known)}); add it to analysis/style.py")
+    return known[method]
 
 
 def method_label(method: str, engine: str | None) -> str:
@@ -84,7 +90,8 @@ def method_label(method: str, engine: str | None) -> str:
 
     The name itself stands for a method without a style.
     """
-    label = METHODS[method].label if method in METHODS else method
+    known = METHODS | MORE_METHODS
+    label = known[method].label if method in known else method
     return label if engine in (None, "published") else f"{label} ({engine})"
 
 

@@ -17,6 +17,8 @@ NAMES = (
     "batch",
     "compile",
     "seeds",
+    "displacement",
+    "layers",
     "suite-overhead",
     "tracker",
     "higgs",

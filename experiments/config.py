@@ -84,12 +84,14 @@ class ModelConfig:
     Attributes:
         hidden: widths or channels.
         family: the architecture, a file of `baselines/`.
+        options: what that file's architecture has beside the others' attributes.
     """
 
     name: str = MISSING
     hidden: list[int] = MISSING
     skip: bool = MISSING
     family: str = "mlp"
+    options: dict[str, Any] | None = None
 
 
 @dataclass
@@ -110,9 +112,16 @@ class MethodConfig:
 
 @dataclass
 class GradientConfig(MethodConfig):
-    """A gradient method from Optax."""
+    """A gradient method from Optax.
+
+    Attributes:
+        transform: Optax's name for it; None: the method's own.
+        straight_through: whether gradients pass what has none, in networks that have such a thing.
+    """
 
     learning_rate: float = MISSING
+    transform: str | None = None
+    straight_through: bool = False
 
 
 @dataclass
@@ -129,6 +138,25 @@ class DouglasRachfordConfig(ProjectionConfig):
 
     relaxation: float = MISSING
     window: int = MISSING
+
+
+@dataclass
+class DisplacementConfig(MethodConfig):
+    """Displacements of `pjax_core.optim`, whose operators are always the exact ones.
+
+    Attributes:
+        transform: what makes steps of displacements, a gradient method.
+        learning_rate: its.
+        target_scale: and `gain`, `sweeps`: see `pjax_core.optim.Displacement`.
+        prox_lambda: of the losses' proximal operator.
+    """
+
+    transform: str = MISSING
+    learning_rate: float = MISSING
+    target_scale: float = MISSING
+    gain: str = MISSING
+    sweeps: int = MISSING
+    prox_lambda: float = MISSING
 
 
 @dataclass
@@ -270,6 +298,7 @@ def register_schemas() -> None:
     store.store(group="schema", name="gradient", node=GradientConfig)
     store.store(group="schema", name="projection", node=ProjectionConfig)
     store.store(group="schema", name="douglas_rachford", node=DouglasRachfordConfig)
+    store.store(group="schema", name="displacement", node=DisplacementConfig)
     store.store(group="schema", name="own", node=OwnConfig)
     store.store(group="schema", name="tracker", node=TrackerConfig)
     store.store(group="schema", name="wandb", node=WandbConfig)

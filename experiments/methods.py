@@ -18,6 +18,7 @@ import pjax_core as pjax
 from baselines import having, member
 from baselines.gradient import GradientMethod, LossFn, Params
 from experiments.config import (
+    DisplacementConfig,
     EngineConfig,
     GradientConfig,
     MethodConfig,
@@ -79,6 +80,23 @@ class ProjectionMethod:
         return params, state, loss
 
 
+@dataclass(frozen=True)
+class DisplacementMethod:
+    """`pjax_core.optim.Displacement` behind the shared interface: an update is one step, as a gradient method's is."""
+
+    optimizer: optim.Displacement
+    steps_per_update: int = 1
+    batches_well: bool = True
+
+    def init(self, params: Params) -> Any:
+        """The transformation's state."""
+        return self.optimizer.init(params)
+
+    def update(self, loss_fn: LossFn, params: Params, state: Any) -> tuple[Params, Any, jax.Array]:
+        """One backward sweep and one step of the transformation."""
+        return self.optimizer.update(loss_fn, params, state)
+
+
 GRADIENT: dict[str, Callable[[float], optax.GradientTransformation]] = {"sgd": optax.sgd, "adam": optax.adam}
 PROJECTION: dict[str, Callable[..., Any]] = {
     "dr": optim.DouglasRachford,
@@ -96,9 +114,13 @@ def build_method(method: MethodConfig, engine: EngineConfig) -> Method:
             operators refuse, and the message names its key.
     """
     if isinstance(method, GradientConfig):
-        return GradientMethod(_choose("gradient method", GRADIENT, method.name)(method.learning_rate))
+        return GradientMethod(
+            _choose("gradient method", GRADIENT, method.transform or method.name)(method.learning_rate)
+        )
     if isinstance(method, OwnConfig):
         return _own(method, engine)
+    if isinstance(method, DisplacementConfig):
+        return _displacement(method)
     assert isinstance(method, ProjectionConfig)
     operators = _operators(engine)
     optimizer = _choose("projection method", PROJECTION, method.name)
@@ -109,6 +131,16 @@ def build_method(method: MethodConfig, engine: EngineConfig) -> Method:
         return ProjectionMethod(optimizer(operators=operators, **options))
     except (TypeError, ValueError) as error:
         raise _refused("method", options, error) from error
+
+
+def _displacement(method: DisplacementConfig) -> Method:
+    transform = _choose("gradient method", GRADIENT, method.transform)(method.learning_rate)
+    options = {key: getattr(method, key) for key in ("target_scale", "gain", "sweeps")}
+    try:
+        operators = dataclasses.replace(pjax.EXACT, prox_lambda=method.prox_lambda)
+        return DisplacementMethod(optim.Displacement(transform, operators=operators, **options))
+    except (TypeError, ValueError) as error:
+        raise _refused("method", [*options, "prox_lambda"], error) from error
 
 
 def _operators(engine: EngineConfig) -> pjax.Operators:

@@ -17,7 +17,7 @@ from jax.nn import initializers
 from numpy.typing import NDArray
 
 from baselines import having, member
-from experiments.config import RunConfig, UsageError, blaming
+from experiments.config import GradientConfig, RunConfig, UsageError, blaming
 
 INITIALIZERS: dict[str, initializers.Initializer] = {
     "he_normal": initializers.he_normal(),
@@ -41,13 +41,22 @@ def build_model(config: RunConfig) -> nn.Module:
         architecture = _architecture(config.model.family)
         _check_pair(config, architecture)
         known = {item.name for item in dataclasses.fields(architecture)}
-        inits = {name: _initializer(name, getattr(config.method, name)) for name in ("kernel_init", "embedding_init")}
+        own: dict[str, Any] = {
+            name: _initializer(name, getattr(config.method, name)) for name in ("kernel_init", "embedding_init")
+        }
+        own["straight_through"] = isinstance(config.method, GradientConfig) and config.method.straight_through
+        if own["straight_through"] and "straight_through" not in known:
+            raise UsageError(
+                f"method.straight_through=true: nothing in model '{config.model.name}' "
+                f"(model.family={config.model.family}) has to be passed"
+            )
         return architecture(
             hidden=tuple(config.model.hidden),
             skip=config.model.skip,
             num_classes=config.dataset.num_classes,
             output_bias=config.method.output_bias,
-            **{name: init for name, init in inits.items() if name in known},
+            **{name: value for name, value in own.items() if name in known},
+            **(config.model.options or {}),
         )
 
 

@@ -22,6 +22,8 @@ LOOK_SECONDS = 1.0
 """Between two looks at the runs that other processes work on."""
 NAMED = 3
 """How many of the runs that one error stops are named."""
+BEYOND = {"beyond": (), "study": ("--pivot", "method.target_scale")}
+"""Presets whose runs the paper has no table of, and how they are shown."""
 
 
 def main() -> int:
@@ -178,6 +180,8 @@ def _print_results(planned: Sequence[Planned]) -> int:
         return 0
     if config.preset.name == "demo":
         commands = [["analysis.demo", str(runs)]]
+    elif config.preset.name in BEYOND:
+        commands = [["analysis.beyond", str(runs), *BEYOND[config.preset.name]]]
     else:
         datasets = {run.config.dataset.name for run in planned}
         narrowed = ["--dataset", *datasets] if len(datasets) == 1 else []

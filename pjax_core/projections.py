@@ -67,20 +67,43 @@ def project_sum_relu(operands: Operands, target: Array, weight: ArrayLike = 1, *
             sloped part to its whole hyperplane wherever ``target != 0``. It misses the nearest point on
             about a third of the points with a negative target.
     """
-    size = len(operands)
     total = sum(operands[1:], operands[0])
+    shift, _ = _shift_sum_relu(len(operands), total, target, target - total, weight, exact)
+    projected = tuple(x + shift for x in operands)
+    return projected, jax.nn.relu(sum(projected[1:], projected[0]))
+
+
+def displace_sum_relu(operands: Operands, distance: Array, weight: ArrayLike = 1, *, exact: bool = True) -> Projected:
+    """How far :func:`project_sum_relu` moves the operands and the output for a target so far from the output."""
+    total = sum(operands[1:], operands[0])
+    target = jax.nn.relu(total) + distance
+    shift, on_slope = _shift_sum_relu(len(operands), total, target, distance - jnp.minimum(total, 0), weight, exact)
+    # On the slope the output is the sum, which moves from below zero only to where it is above.
+    output = jnp.where(on_slope, len(operands) * shift + jnp.minimum(total, 0), -jax.nn.relu(total))
+    return (shift,) * len(operands), output
+
+
+def _shift_sum_relu(
+    size: int, total: Array, target: Array, distance: Array, weight: ArrayLike, exact: bool
+) -> tuple[Array, Array]:
+    """How far each of ``size`` operands moves, and whether their sum ends above zero.
+
+    Args:
+        size: how many operands.
+        total: their sum.
+        target, weight, exact: see :func:`project_sum_relu`.
+        distance: target - total.
+    """
     slope = size + 1 / weight
     on_slope = size * target + total / weight >= 0  # the hyperplane's nearest point; else the kink's, Eq. 28, line 2
     kink_distance = total**2 / size + weight * target**2
     plane = on_slope if exact else target != 0
-    slope_distance = jnp.where(plane, (target - total) ** 2 / slope, kink_distance)
+    slope_distance = jnp.where(plane, distance**2 / slope, kink_distance)
     flat = jnp.maximum(total, 0) ** 2 / size + weight * target**2 < slope_distance
     on_slope &= ~flat
     # The last operation is a quotient, which CPU's compiler makes once for all that read it.
-    way = jnp.where(on_slope, target - total, -jnp.where(flat, jnp.maximum(total, 0), total))
-    shift = way / jnp.where(on_slope, slope, size)
-    projected = tuple(x + shift for x in operands)
-    return projected, jax.nn.relu(sum(projected[1:], projected[0]))
+    way = jnp.where(on_slope, distance, -jnp.where(flat, jnp.maximum(total, 0), total))
+    return way / jnp.where(on_slope, slope, size), on_slope
 
 
 def project_max(x: Array, target: Array, weight: ArrayLike = 1, *, axes: tuple[int, ...]) -> Point:
@@ -196,7 +219,12 @@ def sum_and_difference(terms: Sequence[Array]) -> tuple[Array, Array]:
 
 
 def dot_root(
-    norms: Callable[[Any], tuple[Array, Array]], terms: Any, target: Array, weight: ArrayLike, operators: Operators
+    norms: Callable[[Any], tuple[Array, Array]],
+    terms: Any,
+    target: Array,
+    weight: ArrayLike,
+    operators: Operators,
+    displaced: bool = False,
 ) -> Array:
     """Solve Eq. 32 for lambda: ``((1 + l^2) p + l q) / (1 - l^2)^2 + l / weight = target``.
 
@@ -212,6 +240,7 @@ def dot_root(
         target, weight: see the module.
         operators: ``dot_newton_steps`` chooses between the bracketed, converged root and a fixed number
             of unguarded Newton steps from 0 (approximate; it can leave (-1, 1) for large targets).
+        displaced: whether ``target`` is how far it is from p. The root of a small one has all its digits.
     """
 
     def newton(root: Array, plus: Array, minus: Array) -> Array:
@@ -222,7 +251,11 @@ def dot_root(
         """
         a, b = 1 - root, 1 + root
         square, slack = a * a, a * b
-        residual = (plus * b * b - minus * square) / 4 + (root / weight - target) * slack * slack
+        if displaced:  # less p, what is left is a multiple of the root, all of one sign
+            dots = root * (plus * (1 + a) * b * b + minus * (1 + b) * square)
+        else:
+            dots = plus * b * b - minus * square
+        residual = dots / 4 + (root / weight - target) * slack * slack
         slope = (plus * b * b * b + minus * square * a) / 2 + slack * slack * slack / weight
         return residual * slack * (1 / slope)
 
@@ -241,7 +274,8 @@ def dot_root(
         return norms(jax.tree.map(here, terms))
 
     def steps(count: int, plus: Array, minus: Array) -> tuple[Array, Array]:
-        root = (target - (plus - minus) / 4) * (1 / ((plus + minus) / 2 + 1 / weight))
+        distance = target if displaced else target - (plus - minus) / 4
+        root = distance * (1 / ((plus + minus) / 2 + 1 / weight))
         step = root
         for _ in range(count - 1):
             step = newton(root, plus, minus)

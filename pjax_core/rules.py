@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -55,6 +55,7 @@ class Bilinear:
 
 
 projection_rules: dict[Primitive, Rule] = {}
+displacement_rules: dict[Primitive, Rule] = {}
 loss_rules: dict[Primitive, Rule] = {}
 bilinear_rules: dict[Primitive, Bilinear] = {}
 copy_rules: dict[Primitive, tuple[int, ...] | None] = {}
@@ -69,14 +70,27 @@ def _register(table: dict[Primitive, Any], prim: Primitive, rule: Any) -> None:
     table[prim] = rule
 
 
-def defproj(prim: Primitive, rule: Rule) -> None:
-    """Register the projection of a constraint (see the module for the signature)."""
+def defproj(prim: Primitive, rule: Rule, displace: Rule | None = None) -> None:
+    """Register the projection of a constraint (see the module for the signature).
+
+    Args:
+        prim: the constraint's primitive.
+        rule: its projection.
+        displace: ``displace(operands, distance, weight, operators, **params)`` returns how far the rule moves the
+            operands and the output for the target ``f(operands) + distance``, with all digits of a small distance.
+            ``None``: the difference of both values, which has none of a distance that the values do not resolve.
+    """
     _register(projection_rules, prim, rule)
+    if displace:
+        displacement_rules[prim] = displace
 
 
-def defelementwise(prim: Primitive, rule: "Rule | Bilinear") -> None:
+def defelementwise(prim: Primitive, rule: "Rule | Bilinear", displace: Rule | None = None) -> None:
     """Register a constraint on equal positions of its operands; smaller operands are copied to fit."""
-    _register(bilinear_rules if isinstance(rule, Bilinear) else projection_rules, prim, rule)
+    if isinstance(rule, Bilinear):
+        defbilinear(prim, rule)
+    else:
+        defproj(prim, rule, displace)
     elementwise.add(prim)
 
 
@@ -145,6 +159,25 @@ def defprimitive(name: str, fun: Callable[..., Array]) -> Primitive:
     return prim
 
 
+def displace(
+    prim: Primitive,
+    params: Mapping[str, Any],
+    operands: Operands,
+    distance: Array | None,
+    weight: ArrayLike,
+    operators: Operators,
+) -> Projected:
+    """How far a constraint or loss moves its operands and its output, see :func:`defproj`; of a loss, no distance."""
+    if distance is not None and prim in displacement_rules:
+        return displacement_rules[prim](operands, distance, weight, operators, **params)
+    value = None if distance is None else prim.bind(*operands, **params)
+    target = None if value is None or distance is None else value + distance
+    rule = {**projection_rules, **loss_rules}[prim]
+    projected, output = rule(operands, target, weight, operators, **params)
+    moves = tuple(u - x for u, x in zip(projected, operands, strict=True))
+    return moves, None if output is None or value is None else output - value
+
+
 def _of(project: Callable[..., Operands]) -> Rule:
     """Make the rule of ``project(*operands, target, weight, **params) -> (*projected, output)``."""
 
@@ -159,23 +192,43 @@ def _linear(*signs: float) -> Rule:
     return lambda operands, target, weight, _, **__: projections.project_linear(operands, signs, target, weight)
 
 
+def _from_rest(rule: Rule) -> Rule:
+    """Displacements of a linear constraint: its projection from zero, wherever it starts."""
+    return lambda operands, *args, **params: rule(tuple(map(jnp.zeros_like, operands)), *args, **params)
+
+
+def _from_top(top: Callable[..., Array]) -> Callable[[Rule], Rule]:
+    """Displacements of a maximum: its projection where the largest entry is zero, wherever that is."""
+
+    def displaced(rule: Rule) -> Rule:
+        def displace(operands: Operands, distance: Array, *args: Any, **params: Any) -> Projected:
+            below = tuple(x - top(*operands, **params) for x in operands)
+            projected, output = rule(below, distance, *args, **params)
+            return tuple(u - x for u, x in zip(projected, below, strict=True)), output
+
+        return displace
+
+    return displaced
+
+
 # Identity (Theorem 4). Inserted on odd cycles to make the graph bipartite.
 
 identity_p = defprimitive("identity", lambda x: x)
-defproj(identity_p, _linear(1))
+defproj(identity_p, _linear(1), _from_rest(_linear(1)))
 
 # Sums (Theorem 5): of two arrays, with signs, and over axes.
 
-defelementwise(jax_primitives.add_p, _linear(1, 1))
-defelementwise(jax_primitives.sub_p, _linear(1, -1))
-defelementwise(jax_primitives.neg_p, _linear(-1))
-defproj(jax_primitives.reduce_sum_p, _of(lambda x, y, n, *, axes, **_: projections.project_sum(x, y, n, axes=axes)))
+defelementwise(jax_primitives.add_p, _linear(1, 1), _from_rest(_linear(1, 1)))
+defelementwise(jax_primitives.sub_p, _linear(1, -1), _from_rest(_linear(1, -1)))
+defelementwise(jax_primitives.neg_p, _linear(-1), _from_rest(_linear(-1)))
+_sum = _of(lambda x, y, n, *, axes, **_: projections.project_sum(x, y, n, axes=axes))
+defproj(jax_primitives.reduce_sum_p, _sum, _from_rest(_sum))
 
 # Mean (Theorem 5). The trace makes it of a sum and its division by its size; axes count from the last, so
 # that a batch axis in front changes none.
 
 mean_p = defprimitive("mean", lambda x, *, axes: jnp.mean(x, axes))
-defproj(mean_p, _of(projections.project_mean))
+defproj(mean_p, _of(projections.project_mean), _from_rest(_of(projections.project_mean)))
 
 # Multiplication by a constant. The trace makes it of `mul` and `div`; the constant is not moved.
 
@@ -186,18 +239,36 @@ def _project_scale(x: Array, factor: Array, target: Array, weight: ArrayLike) ->
 
 
 scale_p = defprimitive("scale", lambda x, factor: x * factor)
-defelementwise(scale_p, _of(_project_scale))
+
+
+def _displace_scale(operands: Operands, distance: Array, weight: ArrayLike, *_: Any, **__: Any) -> Projected:
+    x, factor = operands
+    moves, output = projections.project_linear((jnp.zeros_like(x),), (factor,), distance, weight)
+    return (*moves, jnp.zeros_like(factor)), output
+
+
+defelementwise(scale_p, _of(_project_scale), _displace_scale)
 
 # ReLU of a sum (Theorem 6). The trace makes it of `max(., 0)` and the additions that feed it.
 
 sum_relu_p = defprimitive("sum_relu", lambda *xs: jax.nn.relu(sum(xs[1:], xs[0])))
-defproj(sum_relu_p, lambda xs, y, n, ops: projections.project_sum_relu(xs, y, n, exact=ops.exact_sum_relu))
+defproj(
+    sum_relu_p,
+    lambda xs, y, n, ops: projections.project_sum_relu(xs, y, n, exact=ops.exact_sum_relu),
+    lambda xs, d, n, ops: projections.displace_sum_relu(xs, d, n, exact=ops.exact_sum_relu),
+)
 
 # Maximum (Theorem 8): over axes, and of two arrays. A constant among the two is an operand like any other:
 # its copies move, and the constant's own node restores them.
 
-defproj(jax_primitives.reduce_max_p, _of(lambda x, y, n, *, axes, **_: projections.project_max(x, y, n, axes=axes)))
-defelementwise(jax_primitives.max_p, _of(projections.project_maximum))
+_max = _of(lambda x, y, n, *, axes, **_: projections.project_max(x, y, n, axes=axes))
+defproj(
+    jax_primitives.reduce_max_p,
+    _max,
+    _from_top(lambda x, *, axes, **_: jnp.expand_dims(jnp.max(x, axes), axes))(_max),
+)
+_maximum = _of(projections.project_maximum)
+defelementwise(jax_primitives.max_p, _maximum, _from_top(lambda x, w: jnp.maximum(x, w))(_maximum))
 
 # Steps: quantisation (Theorem 9) and the sign. Their derivatives are zero; their projections are not.
 

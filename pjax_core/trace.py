@@ -33,6 +33,7 @@ from pjax_core.jaxprs import Fingerprint, Value, array_of, at_once, aval, bind, 
 from pjax_core.recurrence import trace_scan
 
 Params = Any  # a pytree of floating-point arrays
+LossFn = Callable[[Params], Any]  # of every sample
 
 
 @dataclasses.dataclass(frozen=True)

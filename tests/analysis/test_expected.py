@@ -47,7 +47,7 @@ def changed(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
             yield group if key is None else f"{group}.{key}", other
 
 
-@pytest.mark.parametrize("method", choices("method"))
+@pytest.mark.parametrize("method", load_published().choices["method"])
 def test_another_value_of_any_key_is_a_difference(method: str) -> None:
     config = compose_run(["dataset=mnist", "model=mlp_1x128", f"method={method}"])
     for key, other in changed(scientific_config(config)):

@@ -21,7 +21,7 @@ SOURCES = (RESULTS / "benchmarks", RESULTS / "graphs")
 NUMBERS = (3, 4, 5, 6, 7)
 
 
-def drawn(runs: Path) -> dict[int, Figure]:
+def drawn(runs: Path) -> dict[int | str, Figure]:
     return {one.number: one.figure for one in draw_figures(runs, *SOURCES)}
 
 

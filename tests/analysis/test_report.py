@@ -115,6 +115,20 @@ def test_exact_operators_stand_beside_the_papers(runs: Path, write_run: Any, tmp
 
 
 @pytest.mark.usefixtures("no_figures")
+def test_other_methods_have_a_section_where_there_are_runs_of_them(runs: Path, write_run: Any, tmp_path: Path) -> None:
+    write_run(cell__method="adam")
+    before = make(runs, tmp_path / "report.html")
+    assert "beyond" not in before.ids
+    run = write_run(cell__method="displacement", metrics__test_accuracy=0.9876).parent
+    (tmp_path / "beyond").mkdir()
+    run.rename(tmp_path / "beyond" / run.name)
+    page = make(runs, tmp_path / "report.html")
+    assert "MNIST MLP 1 x 128 Displacement * 0 98.76" in page.text
+    assert {"beyond", "curves"} <= set(page.ids)
+    assert len(page.sources) == len(before.sources) + 1
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_a_claim_opens_to_what_each_context_says_and_to_its_runs(runs: Path, write_run: Any, tmp_path: Path) -> None:
     for seed in range(3):
         for method, accuracy in {"dr": 0.90, "ap": 0.95}.items():

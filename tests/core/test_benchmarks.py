@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import compile as compilation
-from benchmarks import depth, higgs, memory, step, tracker
+from benchmarks import depth, displacement, higgs, layers, memory, step, tracker
 from benchmarks.__main__ import main as benchmarks_main
 from benchmarks.measure import peak_mb
 from benchmarks.networks import NETWORKS, cnn, mlp, rnn
@@ -305,6 +305,32 @@ def test_higgs(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(higgs, "LIMIT_GB", 0.001)
     with pytest.raises(SystemExit, match=r"more than 0\.001 GB"):
         benchmarks_main(["higgs", "--rows", "1000", "--folder", str(tmp_path)])
+
+
+def test_displacement(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(NETWORKS, "mnist mlp_1x128", mlp("tiny", 5, [4]))
+    monkeypatch.setattr(displacement, "GAINS", ("element",))
+    sizes = ["--network", "mnist mlp_1x128", "--batch", "3", "--steps", "2", "--rounds", "1"]
+    benchmarks_main(["displacement", *sizes, "--json", str(tmp_path / "displacement.json")])
+    results = json.loads((tmp_path / "displacement.json").read_text())["results"]["mnist mlp_1x128"]
+    assert list(results) == ["Adam", "displacement element"]
+    assert all(found["step_ms"] > 0 for found in results.values())
+    assert capsys.readouterr().out.splitlines()[2].split()[3] == "1.00"
+
+
+def test_layers(monkeypatch):
+    monkeypatch.setattr(layers, "GAINS", ("none", "element"))
+    monkeypatch.setattr(layers, "SCALES", (1e-3,))
+    network = mlp("tiny", 5, [4, 4])
+    params, x, y = network.arguments(6)
+    results = layers.measured(network.model, params, x, y)
+    assert list(results) == ["hidden_0/kernel", "hidden_1/kernel", "output/kernel"]
+    for found in results.values():
+        assert found["element 0.001"] > found["none 0.001"] > 0
+        assert -1 <= found["element 0.001 cosine"] <= 1
+        assert 0 <= found["AP moved"] <= 1
+    assert results["output/kernel"]["element 0.001 cosine"] > 0.9
+    assert len(layers.table(results).splitlines()) == 4
 
 
 def test_profile(capsys, monkeypatch):

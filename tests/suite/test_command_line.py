@@ -163,6 +163,11 @@ def test_make_takes_its_command_line() -> None:
     assert shlex.split(recipe("tables"))[1:] == ["-m", "analysis.tables"]
     assert shlex.split(recipe("tables", "TABLE=2", "DATASET=mnist"))[3:] == ["--table", "2", "--dataset", "mnist"]
     assert shlex.split(recipe("tables", "TABLE=2,3"))[3:] == ["--table", "2,3"]
+    words = shlex.split(recipe("reproduce", "TABLE=beyond"))
+    assert words[2:] == ["experiments.reproduce", "sweep=beyond", "preset=beyond"]
+    assert shlex.split(recipe("tables", "TABLE=beyond"))[2:] == ["analysis.beyond", "results/beyond"]
+    words = shlex.split(recipe("tables", "TABLE=study"))
+    assert words[2:] == ["analysis.beyond", "results/study", "--pivot", "method.target_scale"]
 
 
 @needs_make
@@ -251,7 +256,9 @@ def test_reproduce_ends_with_what_its_runs_say(
     assert commands == expected
 
 
-@pytest.mark.parametrize(("preset", "shown"), [("quick", ["overview", "report"]), ("paper", []), ("smoke", [])])
+@pytest.mark.parametrize(
+    ("preset", "shown"), [("quick", ["overview", "report"]), ("beyond", ["beyond"]), ("paper", []), ("smoke", [])]
+)
 def test_only_the_table_of_another_preset_is_made_of_failed_runs_alone(
     preset: str, shown: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ import pytest
 from analysis.published import load_published
 from experiments.cells import plan
 from experiments.compose import check_keys, check_said_once, choices, compose_run, sweep_cells, task_pair
-from experiments.config import GradientConfig, UsageError
+from experiments.config import DisplacementConfig, GradientConfig, UsageError
 from experiments.data import known
 from experiments.methods import build_method
 from experiments.records import run_id
@@ -25,8 +25,8 @@ def test_every_choice_composes_under_its_own_name(group: str, name: str) -> None
 @pytest.mark.parametrize("engine", choices("engine"))
 def test_every_method_is_built(method: str, engine: str) -> None:
     config = compose_run([f"method={method}", f"engine={engine}"])
-    gradient = isinstance(config.method, GradientConfig)
-    # Published: only the gradient baselines have a bias in the last layer.
+    gradient = isinstance(config.method, GradientConfig | DisplacementConfig)
+    # Published: only the gradient baselines have a bias in the last layer. Displacements stand beside those.
     assert config.method.output_bias == gradient
     assert build_method(config.method, config.engine).steps_per_update == (1 if gradient else 50)
 
@@ -40,7 +40,8 @@ def test_every_preset_composes_for_every_family(preset: str) -> None:
     for model in ("mlp_1x128", "cnn_1x32", "rnn_1x256"):
         config = compose_run([f"model={model}", f"preset={preset}"])
         assert config.preset.name == preset
-        assert config.preset.name == config.protocol.name
+        # What differs by its folder alone has the same runs as the paper's protocol.
+        assert config.protocol.name == ("paper" if preset == "beyond" else preset)
         for key in ("batch_size", "evaluate_every", "max_steps"):
             expected = config.preset.families.get(config.model.family)
             assert expected is None or getattr(config.protocol, key) == getattr(expected, key)
@@ -102,7 +103,10 @@ def test_what_is_said_of_a_copy_is_said_of_the_data_sets_that_may_have_one() -> 
 
 def test_every_other_sweep_composes() -> None:
     for sweep in set(choices("sweep")) - set(CELLS):
-        assert len(plan([f"sweep={sweep}", "seeds=2"])) == 2 * len(sweep_cells(sweep))
+        # Of the study's, with its many settings, one network's.
+        narrowed = ["model=mlp_1x128"] if sweep == "study" else []
+        cells = [cell for cell in sweep_cells(sweep) if not narrowed or cell["model"] == "mlp_1x128"]
+        assert len(plan([f"sweep={sweep}", "seeds=2", *narrowed])) == 2 * len(cells)
 
 
 def test_a_task_is_named_by_the_data_set_and_the_model_it_names() -> None:
@@ -216,6 +220,11 @@ REFUSED = [
     ("ap", "method.representation=history", "method.representation="),
     ("cp", "engine.prox_lambda=-1.0", "engine.prox_lambda="),
     ("dr", "method.name=ap", "method: .*relaxation"),
+    ("displacement", "method.gain=all", "method.gain=.*choose one of none, fan_out, node, element"),
+    ("displacement", "method.target_scale=0.0", "method.target_scale="),
+    ("displacement", "method.sweeps=0", "method.sweeps="),
+    ("displacement", "method.prox_lambda=-1.0", "method.prox_lambda="),
+    ("displacement", "method.transform=foo", "unknown gradient method"),
 ]
 """Options that compose but that the engine refuses, and how the message must name them."""
 
@@ -238,13 +247,13 @@ def test_what_names_data_and_model_together_stands_beside_neither(other: str, ov
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sweep=table9"], "Known sweeps: demo, table2, table3, table4"),
+        (["sweep=table9"], "Known sweeps: beyond, demo, study, table2, table3, table4"),
         (["sweep=table2,table9"], "unknown sweep 'table9'"),
         (
             ["dataset=digits"],
             "sweep table2 has no dataset 'digits'. It has: mnist, cifar10, higgs. There it is: sweep=demo",
         ),
-        (["dataset=shakespeare"], "There it is: sweep=table4"),
+        (["dataset=shakespeare"], "There it is: sweep=beyond,study,table4"),
         (["method=sgd,foo"], "sweep table2 has no method 'foo'. It has: sgd, adam, dr, ap, cp"),
         (["sweep=table4", "method=cp"], "sweep table4 has no method 'cp'. It has: sgd, adam, dr, ap"),
         (["sweep=demo", "model=foo"], "It has: mlp_1x32"),

@@ -105,7 +105,7 @@ def test_a_network_that_cannot_read_the_data_is_refused_before_they_are_read(
 
 @pytest.mark.parametrize("family", ["gru", "gradient", "os", "..mlp"])
 def test_an_unknown_family_lists_the_known(family: str) -> None:
-    with pytest.raises(UsageError, match=r"unknown model\.family=.*Known: cnn, mlp, rnn"):
+    with pytest.raises(UsageError, match=r"unknown model\.family=.*Known: cnn, mlp, quantized, rnn"):
         build_model(compose_run([f"model.family={family}"]))
 
 
@@ -141,7 +141,7 @@ def test_a_file_of_baselines_is_a_family(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(baselines, "__path__", [*baselines.__path__, str(tmp_path)])
     params = parameters("dataset=mnist", "model.family=linear", "model.name=linear", "method=dr")
     assert jax.tree.map(np.shape, params) == {"Dense_0": {"kernel": (784, 10)}}
-    with pytest.raises(UsageError, match="Known: cnn, linear, mlp, rnn"):
+    with pytest.raises(UsageError, match="Known: cnn, linear, mlp, quantized, rnn"):
         build_model(compose_run(["model.family=gru"]))
 
 
@@ -193,3 +193,43 @@ def test_convolutions_are_he_normal_unless_the_method_says_otherwise() -> None:
         for other in ([], ["method.kernel_init=lecun_normal"])
     ]
     np.testing.assert_allclose(deviations, [np.sqrt(2 / 27), np.sqrt(1 / 27)], rtol=0.1)
+
+
+DIGITS = ["dataset=digits"]
+
+
+def quantised(*overrides: str) -> tuple[Any, Any, Any]:
+    """The network, its parameters and a batch of the digits' size."""
+    model = build_model(compose_run([*DIGITS, *overrides]))
+    x = jax.random.normal(jax.random.key(1), (5, 64))
+    return model, model.init(jax.random.key(0), x), x
+
+
+@pytest.mark.parametrize(
+    ("model", "weights"), [("quantized_2", False), ("quantized_sign", False), ("quantized_weights", True)]
+)
+def test_nothing_of_a_quantised_network_but_its_last_layer_has_a_gradient(model: str, weights: bool) -> None:
+    network, params, x = quantised(f"model={model}", "method=adam")
+    gradients = jax.grad(lambda p: (network.apply(p, x) ** 2).sum())(params)["params"]
+    assert not np.any(gradients["hidden_0_kernel"])
+    assert bool(np.any(gradients["output_kernel"])) != weights
+    through, *_ = quantised(f"model={model}", "method=straight_through")
+    passed = jax.grad(lambda p: (through.apply(p, x) ** 2).sum())(params)["params"]
+    assert np.any(passed["hidden_0_kernel"])
+    assert np.any(passed["output_kernel"])
+    # The estimator is one of gradients: the network's values are the same, to rounding.
+    np.testing.assert_allclose(through.apply(params, x), network.apply(params, x), atol=1e-5)
+
+
+def test_what_has_no_steps_has_nothing_to_pass() -> None:
+    with pytest.raises(
+        UsageError, match=r"method.straight_through=true: nothing in model 'mlp_1x32' .* has to be passed"
+    ):
+        build_model(compose_run(["method=straight_through"]))
+
+
+def test_an_option_that_an_architecture_does_not_have_is_named() -> None:
+    config = compose_run([*DIGITS, "model=quantized_2"])
+    config.model.options = {"foo": 1}  # as a file of one's own may say
+    with pytest.raises(UsageError, match=r"model.family=quantized.*foo"):
+        build_model(config)

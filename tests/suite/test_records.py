@@ -101,7 +101,15 @@ def test_every_key_of_a_group_is_in_the_name_or_known_not_to_be() -> None:
         for key in dataclasses.asdict(getattr(compose_run(["method=dr"]), group))
         if key not in scientific_config(compose_run(["method=dr"]))[group]
     }
-    assert left_out == {"dataset.kind"} | {key.partition("=")[0] for key, _ in LATER}
+    # Options are a family's own.
+    assert left_out == {"dataset.kind", "model.options"} | {key.partition("=")[0] for key, _ in LATER}
+
+
+def test_a_familys_own_options_are_in_the_name() -> None:
+    two, other = compose_run(["model=quantized_2"]), compose_run(["model=quantized_2"])
+    other.model.options = {"levels": 4}
+    assert run_id(two) != run_id(other)
+    assert scientific_config(other)["model"]["options"] == {"levels": 4}
 
 
 def test_gradient_methods_have_no_engine() -> None:

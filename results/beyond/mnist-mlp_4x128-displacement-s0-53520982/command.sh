@@ -1,0 +1,3 @@
+#!/bin/sh
+# From the repository's root, in the environment of `make setup`.
+python -m experiments.run dataset=mnist model=mlp_4x128 method=displacement seed=0 preset=beyond

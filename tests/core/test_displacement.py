@@ -1,0 +1,338 @@
+"""Displacements: the same as differences of projections, with digits where differences have none."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+from jax.extend.core import primitives as P
+
+import pjax_core as pjax
+from pjax_core import displacement, projections, rules
+from pjax_core.copies import Edges
+from pjax_core.counting import count_edges
+from pjax_core.displacement import Displacement
+from pjax_core.trace import trace_with_arrays
+from tests.core.networks import CNN, RNN
+from tests.core.test_projections import CASES, SAMPLES
+
+PARAMS = {
+    P.reduce_sum_p: {"axes": (1,)},
+    rules.mean_p: {"axes": (-1,)},
+    P.reduce_max_p: {"axes": (1,)},
+    rules.quantize_p: {"levels": 4, "scale": 1.5},
+}
+BILINEAR = {
+    P.dot_general_p: (lax.dot, (6, 5), (5, 3)),
+    P.mul_p: (lax.mul, (4, 3), (4, 3)),
+    P.conv_general_dilated_p: (lambda x, w: lax.conv_general_dilated(x, w, (1,), "VALID"), (2, 3, 8), (4, 3, 3)),
+}
+OPERATORS = {"exact": pjax.EXACT, "published": pjax.PUBLISHED}
+
+
+class Kept:
+    """Makes no step of what it is given, and keeps it as its state."""
+
+    def init(self, params):
+        return params
+
+    def update(self, updates, state, params):
+        return jax.tree.map(jnp.zeros_like, updates), updates
+
+
+def _operands(prim):
+    keys = jax.random.split(jax.random.key(1), 3)
+    xs = [jax.random.normal(key, (SAMPLES, *shape)) for key, shape in zip(keys, CASES[prim].shapes, strict=False)]
+    return (*xs, jnp.full_like(xs[0], -2.5)) if prim is rules.scale_p else tuple(xs)
+
+
+def _displaced(prim, xs, distance, operators=pjax.EXACT):
+    moves, output = rules.displace(prim, PARAMS.get(prim, {}), xs, distance, 1, operators)
+    return [*moves, output]
+
+
+def test_every_rule_is_tested():
+    assert set(BILINEAR) == set(rules.bilinear_rules)
+    assert {prim for prim in CASES if prim not in BILINEAR} == set(rules.projection_rules)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.matrix
+@pytest.mark.parametrize("operators", OPERATORS.values(), ids=OPERATORS)
+@pytest.mark.parametrize("scale", [1e-3, 0.3, 10])
+@pytest.mark.parametrize("prim", rules.projection_rules, ids=str)
+def test_a_displacement_is_the_difference_of_projections(prim, scale, operators):
+    xs = _operands(prim)
+    distance = scale * jax.random.normal(jax.random.key(2), (SAMPLES,))
+    value = prim.bind(*xs, **PARAMS.get(prim, {}))
+    projected, output = rules.projection_rules[prim](xs, value + distance, 1, operators, **PARAMS.get(prim, {}))
+    assert output is not None
+    differences = [u - x for u, x in zip([*projected, output], [*xs, value], strict=True)]
+    # Nothing crosses a step for a small distance.
+    assert any(bool(jnp.any(move != 0)) for move in differences) or (CASES[prim].jumps and scale < 0.1)
+    for move, difference in zip(_displaced(prim, xs, distance, operators), differences, strict=True):
+        np.testing.assert_allclose(move, difference, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("prim", rules.displacement_rules, ids=str)
+def test_a_small_displacement_has_six_digits_in_32_bits(prim):
+    xs = _operands(prim)
+    xs32 = tuple(x.astype(jnp.float32) for x in xs)
+    distance = 1e-12 * jax.random.normal(jax.random.key(2), (SAMPLES,), jnp.float32)
+    ours = _displaced(prim, xs32, distance)
+    # In 64 bits a displacement of 1e-4 is known from the test above; these rules are homogeneous so close to a point.
+    known = _displaced(prim, tuple(x.astype(jnp.float64) for x in xs32), 1e8 * distance.astype(jnp.float64))
+    assert any(bool(jnp.any(move != 0)) for move in ours)
+    for move, expected in zip(ours, known, strict=True):
+        assert move.dtype == jnp.float32
+        far = jnp.abs(expected) > 1e-2  # a kink between
+        np.testing.assert_allclose(jnp.where(far, 0, move), jnp.where(far, 0, 1e-8 * expected), rtol=1e-6, atol=0)
+
+
+def _zero_error(output):
+    rows = output.reshape(-1, output.shape[-1])
+    return pjax.nn.squared_error(rows, jnp.zeros_like(rows))
+
+
+def _node(prim, dtype=jnp.float64):
+    """A node of two parameters, their values and what the engine makes of the primitive."""
+    fun, x_shape, w_shape = BILINEAR[prim]
+    keys = jax.random.split(jax.random.key(3))
+    params = {"w": jax.random.normal(keys[1], w_shape, dtype), "x": jax.random.normal(keys[0], x_shape, dtype)}
+    graph, *_ = trace_with_arrays(lambda p: _zero_error(fun(p["x"], p["w"])), params)
+    (node,) = (node for node in graph.nodes if node.primitive is prim)
+    return node, (params["x"], params["w"])
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("scale", [1e-3, 0.3])
+@pytest.mark.parametrize("prim", BILINEAR, ids=str)
+def test_a_dots_displacement_is_the_difference_of_projections(prim, scale):
+    node, operands = _node(prim)
+    distance = scale * jax.random.normal(jax.random.key(2), node.shape)
+    moves, output = displacement._dots(node, operands, distance, pjax.EXACT, False)
+    x, w = displacement.Dots(node).expand(*operands)
+    value = node.evaluate(operands)
+    next_x, next_w, known, _ = projections.project_dot(x, w, value + distance, 1, pjax.EXACT)
+    differences = displacement.Dots(node).contract((next_x - x, next_w - w))
+    for move, difference in zip([*moves, output], [*differences, known - value], strict=True):
+        np.testing.assert_allclose(move, difference, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("prim", BILINEAR, ids=str)
+def test_a_dots_small_displacement_has_six_digits_in_32_bits(prim):
+    node, operands = _node(prim, jnp.float32)
+    distance = 1e-12 * jax.random.uniform(jax.random.key(2), node.shape, jnp.float32, 0.5, 1)
+    ours, output = displacement._dots(node, operands, distance, pjax.EXACT, False)
+    node64, _ = _node(prim)
+    in_64_bits = [a.astype(jnp.float64) for a in (*operands, distance)]
+    known, moved = displacement._dots(node64, tuple(in_64_bits[:2]), in_64_bits[2], pjax.EXACT, False)
+    for move, expected in zip([*ours, output], [*known, moved], strict=True):
+        # A sum of terms of both signs has the digits of the terms.
+        np.testing.assert_allclose(move, expected, rtol=1e-6, atol=1e-6 * float(jnp.max(jnp.abs(expected))))
+
+
+def _network(depth, width, dtype, skip=False):
+    """Parameters of a plain or skip MLP and its loss on a batch, the same numbers in either type."""
+    keys = jax.random.split(jax.random.key(0), depth + 3)
+    sizes = [8, *[width] * depth]
+    params = {
+        f"layer{i:02}": jnp.sqrt(2 / m) * jax.random.normal(keys[i], (m, n))
+        for i, (m, n) in enumerate(itertools.pairwise(sizes))
+    }
+    params["out"] = jax.random.normal(keys[-3], ((depth if skip else 1) * width, 5)) / jnp.sqrt(width)
+    params = {name: value.astype(dtype) for name, value in params.items()}
+    x = jax.random.normal(keys[-2], (16, 8)).astype(dtype)
+    y = jax.random.randint(keys[-1], (16,), 0, 5)
+
+    def loss(params):
+        h, layers = x, []
+        for i in range(depth):
+            h = jax.nn.relu(h @ params[f"layer{i:02}"])
+            layers.append(h)
+        return pjax.nn.cross_entropy((jnp.concatenate(layers, -1) if skip else h) @ params["out"], y)
+
+    return params, loss
+
+
+def _swept(method, loss, params):
+    """The displacements of the parameters, by name."""
+    state = method.init(params)
+    updated, *_ = dataclasses.replace(method, transform=optax.sgd(1.0)).update(loss, params, state)
+    return {name: method.target_scale * np.asarray(updated[name] - params[name]) for name in params}
+
+
+def _by_values(loss, params, scale, operators):
+    """The same by values: each node projected once as the edge-by-edge engine does, the readers first."""
+    graph, program, captured, constants, indices = trace_with_arrays(loss, params)
+    values = graph.values(program.values(captured, jax.tree.leaves(params)), constants, indices)
+    masks, counts = count_edges(graph, indices)
+    arrived = {n: [] for n in range(len(graph.nodes))}  # sums over copies of how far they moved, and their number
+    for n in reversed(graph.numbers("constraint", "loss")):
+        node = graph.nodes[n]
+        holder = Edges(node, operators, {p: values[p] for p in node.producers()}, indices, masks.get(n), counts[n])
+        start = holder.start()
+        target = (
+            None if node.kind == "loss" else values[n] + sum(s for s, _ in arrived[n]) / sum(c for _, c in arrived[n])
+        )
+        _, projected, _ = holder.project(start, target, 1)
+        factor = scale if node.kind == "loss" else 1
+        moved = tuple(x + factor * (u - x) for u, x in zip(projected, start, strict=True))
+        for i, operand in enumerate(node.operands):
+            for p in operand.producers:
+                if graph.nodes[p].kind != "constant":
+                    count = counts[n][i][p]
+                    arrived[p].append(((holder.mean(moved, i, p) - values[p]) * count, count))
+    return {
+        name: np.asarray(sum(s for s, _ in arrived[n]) / sum(c for _, c in arrived[n]))
+        for name, n in zip(sorted(params), graph.numbers("parameter"), strict=True)
+    }
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_sweep_projects_every_node_once_from_the_loss_on(skip):
+    params, loss = _network(3, 8, jnp.float64, skip)
+    graph = pjax.trace(loss, params)
+    assert not graph.identities
+    ours = _swept(Displacement(optax.sgd(1.0), 0.3, "none"), loss, params)
+    for name, known in _by_values(loss, params, 0.3, pjax.EXACT).items():
+        np.testing.assert_allclose(ours[name], known, rtol=1e-6, atol=1e-13)
+        assert np.any(known)
+
+
+@pytest.mark.usefixtures("x64")
+# Without a gain sixteen layers make it smaller than the smallest number of 32 bits.
+@pytest.mark.parametrize(("gain", "depth"), [("none", 10), ("fan_out", 16), ("node", 16), ("element", 16)])
+def test_sixteen_layers_down_a_direction_is_that_of_64_bits(gain, depth):
+    method = Displacement(Kept(), gain=gain)
+
+    def first(dtype):
+        params, loss = _network(depth, 32, dtype)
+        given = method.update(loss, params, method.init(params)).state["layer00"]
+        assert given.dtype == dtype
+        # Squares of such small numbers are none in 32 bits.
+        return np.asarray(given, np.float64)
+
+    ours, known = first(jnp.float32), first(jnp.float64)
+    assert (np.abs(known).max() < 1e-15) == (gain in ("none", "fan_out"))
+    assert np.vdot(ours, known) / np.linalg.norm(ours) / np.linalg.norm(known) >= 0.999
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_sweep_may_reach_more_nodes_than_the_one_before():
+    """Carries that are read before they are made: the first sweep knows nothing of the second layer's reader."""
+    keys = iter(jax.random.split(jax.random.key(0), 6))
+    params = {name: jax.random.normal(next(keys), (3, 3)) for name in ("first", "second", "between", "out")}
+    x, y = jax.random.normal(next(keys), (4, 2, 3)), jax.random.randint(next(keys), (4, 2), 0, 3)
+
+    def cell(p, carry, x):
+        first, second = carry
+        next_second = jax.nn.relu(second @ p["second"] + first @ p["between"])
+        return (jax.nn.relu(first @ p["first"] + x), next_second), second @ p["out"]
+
+    def losses(p, unroll):
+        carry = jnp.ones((2, 3)), jnp.ones((2, 3))
+        if not unroll:
+            _, logits = lax.scan(lambda carry, x: cell(p, carry, x), carry, x)
+        else:
+            steps = []
+            for each in x:
+                carry, logits = cell(p, carry, each)
+                steps.append(logits)
+            logits = jnp.stack(steps)
+        return pjax.nn.cross_entropy(logits, y)
+
+    def swept(sweeps, unroll):
+        method = Displacement(optax.sgd(1.0), 0.1, "fan_out", sweeps)
+        return _swept(method, lambda p: losses(p, unroll), params)
+
+    known, found = swept(1, unroll=True), swept(4, unroll=False)
+    assert all(np.any(move) for move in known.values())
+    for name, move in known.items():
+        np.testing.assert_allclose(found[name], move, rtol=1e-8, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"transform": optax.adam}, "something with init and update, such as optax.adam"),
+        ({"transform": 0.001}, "something with init and update"),
+        ({"target_scale": 0.0}, "target_scale=0.0: a positive, finite number"),
+        ({"target_scale": float("inf")}, "target_scale=inf: a positive, finite number"),
+        ({"gain": "full"}, "choose one of none, fan_out, node, element"),
+        ({"sweeps": 0}, "sweeps"),
+        ({"operators": dataclasses.replace(pjax.EXACT, weighted=True)}, "displacements have no weights"),
+    ],
+)
+def test_what_no_update_can_honour_is_refused(options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        Displacement(**({"transform": optax.sgd(1.0)} | options))
+
+
+def test_a_transformation_that_is_no_key_is_named():
+    class Unhashable(Kept):
+        __hash__ = None  # type: ignore[assignment]
+
+    with pytest.raises(TypeError, match="it has to be hashable"):
+        Displacement(Unhashable())
+
+
+def _cosines(found, gradients):
+    return {
+        name: -np.vdot(move, gradients[name]) / np.linalg.norm(move) / np.linalg.norm(gradients[name])
+        for name, move in found.items()
+    }
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("skip", [False, True])
+def test_displacements_become_those_of_backprop_as_targets_come_near(skip):
+    params, loss = _network(3, 8, jnp.float64, skip)
+    operators = dataclasses.replace(pjax.EXACT, prox_lambda=1e-4)
+    gradients = jax.grad(lambda p: loss(p).sum())(params)
+
+    swept = _swept(Displacement(optax.sgd(1.0), 1e-3, "element", operators=operators), loss, params)
+    # A node of ReLUs multiplies what it hands on by one factor, and ways through a skip network have different ones.
+    assert min(_cosines(swept, gradients).values()) > (0.98 if skip else 0.9999)
+
+
+def _images(model):
+    """Parameters of a convolutional network and its loss on a batch."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, y = jax.random.normal(keys[0], (6, 5, 5, 2)), jax.random.randint(keys[1], (6,), 0, 3)
+    params = jax.tree.map(lambda a: a.astype(jnp.float64), model.init(keys[2]))
+    return params, lambda p: pjax.nn.cross_entropy(model.apply(p, x), y)
+
+
+@pytest.mark.usefixtures("x64")
+def test_convolutions_and_pooling_are_swept():
+    params, loss = _images(CNN(2, 3, 3))
+    operators = dataclasses.replace(pjax.EXACT, prox_lambda=1e-4)
+    gradients = jax.grad(lambda p: loss(p).sum())(params)
+    swept = _swept(Displacement(optax.sgd(1.0), 1e-3, "element", operators=operators), loss, params)
+    assert min(_cosines(swept, gradients).values()) > 0.999
+
+
+@pytest.mark.usefixtures("x64")
+def test_as_many_sweeps_as_steps_reach_back_to_the_start_of_a_recurrence():
+    model = RNN(5, 4, 6, 4)
+    keys = jax.random.split(jax.random.key(0), 3)
+    tokens, y = (jax.random.randint(key, (4, 3), 0, 5) for key in keys[:2])
+    params = jax.tree.map(lambda a: a.astype(jnp.float64), model.init(keys[2]))
+
+    def swept(sweeps, unroll):
+        # The factors of the other gains are of all steps of a recurrence, and of each of those that are unrolled.
+        method = Displacement(optax.sgd(1.0), 0.1, "fan_out", sweeps)
+        return _swept(method, lambda p: pjax.nn.cross_entropy(model.apply(p, tokens, False, unroll), y), params)
+
+    known, found, fewer = swept(1, unroll=True), swept(4, unroll=False), swept(2, unroll=False)
+    for name, move in known.items():
+        np.testing.assert_allclose(found[name], move, rtol=1e-8, atol=1e-14)
+    assert any(not np.allclose(fewer[name], move, rtol=1e-3, atol=0) for name, move in known.items())
