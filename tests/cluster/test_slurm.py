@@ -214,7 +214,8 @@ def test_runs_side_by_side_in_a_task_share_it(sweep: Callable[..., Sweep]) -> No
 def test_several_processes_do_a_run_and_one_writes(
     sweep: Callable[..., Sweep], locally: Callable[[Sweep], list[Planned]]
 ) -> None:
-    split = sweep(*LONG, "seeds=1", "cluster.processes=2", "cluster.signal_s=20")
+    # Half of signal_s is what a process gets to end: on a busy machine it compiles for as long as 20 s.
+    split = sweep(*LONG, "seeds=1", "cluster.processes=2", "cluster.signal_s=60")
     job = split.submit()
     # One of them is killed, and both start again.
     split.pause(job)
