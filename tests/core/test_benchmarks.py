@@ -324,12 +324,12 @@ def test_layers(monkeypatch):
     network = mlp("tiny", 5, [4, 4])
     params, x, y = network.arguments(6)
     results = layers.measured(network.model, params, x, y)
-    assert list(results) == ["hidden_0/kernel", "hidden_1/kernel", "output/kernel"]
+    assert list(results) == ["Dense_0/kernel", "Dense_1/kernel", "Dense_2/kernel"]
     for found in results.values():
         assert found["element 0.001"] > found["none 0.001"] > 0
         assert -1 <= found["element 0.001 cosine"] <= 1
         assert 0 <= found["AP moved"] <= 1
-    assert results["output/kernel"]["element 0.001 cosine"] > 0.9
+    assert results["Dense_2/kernel"]["element 0.001 cosine"] > 0.9
     assert len(layers.table(results).splitlines()) == 4
 
 
