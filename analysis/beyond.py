@@ -95,14 +95,24 @@ def variants(records: pd.DataFrame) -> dict[tuple[str, str], list[Variant]]:
 
 
 def _labelled(alike: Sequence[Variant]) -> list[Variant]:
-    keys = sorted({key for one in alike for key in one.config})
-    differing = [key for key in keys if len({json.dumps(one.config.get(key)) for one in alike}) > 1]
-    labelled = []
-    for one in alike:
-        said = [f"{key.partition('.')[2]} {one.config.get(key)}" for key in differing if key != "engine.name"]
-        label = method_label(one.method, one.ours.engine) + (f", {', '.join(said)}" if said else "")
-        labelled.append(Variant(one.dataset, one.model, one.method, one.config, one.ours, label))
+    keys = _differing(alike) - {"engine.name"}
+    labels = [", ".join([method_label(one.method, one.ours.engine), *_settings(one, keys)]) for one in alike]
+    labelled = [replace(one, label=label) for one, label in zip(alike, labels, strict=True)]
     return sorted(labelled, key=lambda one: (one.ours.device, one.label))
+
+
+def _differing(found: Sequence[Variant]) -> set[str]:
+    """The keys in which configurations differ."""
+    keys = {key for one in found for key in one.config}
+    return {key for key in keys if len({json.dumps(one.config.get(key)) for one in found}) > 1}
+
+
+def _settings(one: Variant, keys: set[str]) -> list[str]:
+    return [f"{key.partition('.')[2]} {one.config.get(key)}" for key in sorted(keys)]
+
+
+def _devices(places: dict[tuple[str, str], list[Variant]]) -> list[str]:
+    return sorted({one.ours.device for found in places.values() for one in found})
 
 
 def layout(places: dict[tuple[str, str], list[Variant]], published: Published) -> Layout:
@@ -119,7 +129,7 @@ def layout(places: dict[tuple[str, str], list[Variant]], published: Published) -
         Column("x Adam ours", "ours"),
     ]
     lines = []
-    devices = sorted({one.ours.device for found in places.values() for one in found})
+    devices = _devices(places)
     for (dataset, model), found in places.items():
         for one in found:
             adam = _reference(one, found)
@@ -131,14 +141,12 @@ def layout(places: dict[tuple[str, str], list[Variant]], published: Published) -
                 mean_std(one.ours.accuracy, 2),
                 MISSING if paper is None else "{:.1f} ± {:.1f}".format(*paper.accuracy),
                 _difference(one, adam),
-                MISSING
-                if one.ours.steps_run.mean is None
-                else f"{one.ours.steps_run.mean / one.steps_per_update:,.0f}",
+                _updates(one),
                 MISSING if times[0] is None else f"{times[0]:.3f}",
                 ratio(times[0] / times[1] if times[0] and times[1] else None),
             )
             lines.append(Line(None, (dataset_label(dataset), network(model), *values)))
-    return Layout("beyond", "Beyond the paper: means of our runs by its protocol", tuple(columns), tuple(lines))
+    return Layout("beyond", "Beyond the paper: means of our runs", tuple(columns), tuple(lines))
 
 
 def network(model: str) -> str:
@@ -148,13 +156,11 @@ def network(model: str) -> str:
 
 def _reference(one: Variant, found: Sequence[Variant]) -> Variant | None:
     """The only runs by Adam on the same data and device; what they and others have in common is not compared."""
-    where = (one.ours.device, one.ours.data_sha256, one.config["protocol.batch_size"])
-    same = [
-        other
-        for other in found
-        if other.method == REFERENCE
-        and (other.ours.device, other.ours.data_sha256, other.config["protocol.batch_size"]) == where
-    ]
+
+    def where(each: Variant) -> tuple[object, ...]:
+        return each.ours.device, each.ours.data_sha256, each.config["protocol.batch_size"]
+
+    same = [other for other in found if other.method == REFERENCE and where(other) == where(one)]
     return same[0] if len(same) == 1 else None
 
 
@@ -183,7 +189,7 @@ def figure(places: dict[tuple[str, str], list[Variant]], folder: Path) -> Figure
 
     Raises LoadError, naming the file, for events that cannot be read.
     """
-    devices = sorted({one.ours.device for found in places.values() for one in found})
+    devices = _devices(places)
     drawn = Figure(figsize=(10.0, 1.0 + 2.9 * len(places)), layout="constrained")
     grid = drawn.subplots(len(places), 2, squeeze=False, sharey="row")
     for axes, ((dataset, model), found) in zip(grid, places.items(), strict=True):
@@ -221,18 +227,17 @@ def pivots(places: dict[tuple[str, str], list[Variant]], key: str) -> list[Layou
     Raises CompareError where no run says the key.
     """
     found: list[Layout] = []
-    devices = {one.ours.device for found in places.values() for one in found}
+    devices = _devices(places)
     for (dataset, model), alike in places.items():
         having = [one for one in alike if key in one.config]
         values = sorted(
             {one.config[key] for one in having},
             key=lambda value: (isinstance(value, str), str(value) if isinstance(value, str) else value or 0),
         )
-        others = sorted({k for one in having for k in one.config if k != key and _differ(having, k)})
+        others = _differing(having) - {key}
         rows: dict[tuple[str, ...], dict[Any, Ours]] = {}
         for one in having:
-            settings = [f"{k.partition('.')[2]} {one.config.get(k)}" for k in others]
-            settings += [one.ours.device] if len(devices) > 1 else []
+            settings = [*_settings(one, others), *([one.ours.device] if len(devices) > 1 else [])]
             rows.setdefault((method_label(one.method, None), ", ".join(settings)), {})[one.config[key]] = one.ours
         if not rows:
             continue
@@ -257,10 +262,6 @@ def pivots(places: dict[tuple[str, str], list[Variant]], key: str) -> list[Layou
     return found
 
 
-def _differ(found: Sequence[Variant], key: str) -> bool:
-    return len({json.dumps(one.config.get(key)) for one in found}) > 1
-
-
 def load_variants(runs: Path) -> dict[tuple[str, str], list[Variant]]:
     """Reads what was run of each network.
 
@@ -274,8 +275,8 @@ def load_variants(runs: Path) -> dict[tuple[str, str], list[Variant]]:
 
 def notes(places: dict[tuple[str, str], list[Variant]], runs: Path) -> list[str]:
     """Returns the lines below every table: marks, hardware, failed runs."""
-    every = [one for found in places.values() for one in found]
-    lines = [*mark_notes([one.ours for one in every]), *hardware_notes(sorted({one.ours.device for one in every}))]
+    every = [one.ours for found in places.values() for one in found]
+    lines = [*mark_notes(every), *hardware_notes(_devices(places))]
     lines += [
         f"Failed: {failure.run_id} at step {failure.step:,}: `{' '.join(failure.error.replace('`', '').split())}`."
         for failure in load_failures(runs)

@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import optax
@@ -18,9 +18,9 @@ from jax import Array
 
 from benchmarks.measure import Measurement, environment, measure, write
 from benchmarks.networks import NETWORKS, Network, Program
-from pjax_core.optim import Displacement
+from pjax_core.displacement import Displacement, Gain
 
-GAINS = ("none", "fan_out", "node", "element")
+GAINS: tuple[Gain, ...] = get_args(Gain)
 DEFAULT = ["mnist mlp_1x128", "mnist mlp_4x128", "mnist mlp_4x128_skip", "cifar10 mlp_1x256"]
 
 
@@ -40,7 +40,7 @@ def adam(network: Network) -> Program:
     return train
 
 
-def displacement(network: Network, gain: Any) -> Program:
+def displacement(network: Network, gain: Gain) -> Program:
     """The same by displacements."""
     method = Displacement(optax.adam(1e-3), gain=gain)
 

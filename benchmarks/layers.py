@@ -11,7 +11,7 @@ the negative gradient of the mean loss.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,9 @@ from experiments.data import load
 from experiments.keys import key_for
 from experiments.models import arrange, build_model
 from pjax_core import EXACT, nn, optim
+from pjax_core.displacement import Gain
 
-GAINS = ("none", "fan_out", "node", "element")
+GAINS: tuple[Gain, ...] = get_args(Gain)
 SCALES = (1e-3, 1e-1, 1.0)
 Layers = dict[str, Array]  # weights in the order of the network
 
@@ -35,11 +36,6 @@ def layers(params: Any) -> Layers:
     """The weights of all layers, biases left out."""
     leaves, _ = jax.tree.flatten_with_path(params)
     return {jax.tree_util.keystr(path[-2:], simple=True, separator="/"): leaf for path, leaf in leaves if leaf.ndim > 1}
-
-
-def differences(after: Any, before: Any) -> Layers:
-    """How far the weights have moved."""
-    return layers(jax.tree.map(lambda a, b: a - b, after, before))
 
 
 def rms(x: Array) -> float:
@@ -61,7 +57,7 @@ def measured(model: Any, params: Any, x: Array, y: Array) -> dict[str, dict[str,
 
     found: dict[str, dict[str, float]] = {name: {} for name in layers(params)}
     moved, *_ = optim.AlternatingProjections(1, EXACT).update(losses, params)
-    for name, move in differences(moved, params).items():
+    for name, move in layers(jax.tree.map(jnp.subtract, moved, params)).items():
         found[name] |= {"AP": rms(move), "AP moved": float(jnp.mean(move != 0))}
     gradients = layers(jax.grad(lambda p: losses(p).mean())(params))
     for gain in GAINS:

@@ -87,7 +87,7 @@ class Holder:
     def apply(self, operands: Operands, target: Array | None, weight: ArrayLike) -> Projected:
         """Project operands whose elements are one edge each by the primitive's rule."""
         assert self.node.primitive is not None
-        rule = {**rules.projection_rules, **rules.loss_rules}[self.node.primitive]
+        rule = rules.rule_of(self.node.primitive)
         projected, output = rule(operands, target, weight, self.operators, **dict(self.node.params))
         return output, projected, None
 

@@ -82,7 +82,7 @@ class Displacement:
         try:
             hash(self.transform)
         except TypeError as error:
-            raise TypeError(f"transform={self.transform!r}: it has to be hashable, a key of the compiled") from error
+            raise TypeError(f"transform={self.transform!r}: it has to be hashable, to be known again") from error
         require_number("target_scale", self.target_scale)
         if not 0 < self.target_scale < float("inf"):
             raise ValueError(f"target_scale={self.target_scale}: a positive, finite number")

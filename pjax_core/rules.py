@@ -159,6 +159,11 @@ def defprimitive(name: str, fun: Callable[..., Array]) -> Primitive:
     return prim
 
 
+def rule_of(prim: Primitive) -> Rule:
+    """The projection of a constraint that is not bilinear, or of a loss."""
+    return projection_rules.get(prim) or loss_rules[prim]
+
+
 def displace(
     prim: Primitive,
     params: Mapping[str, Any],
@@ -172,8 +177,7 @@ def displace(
         return displacement_rules[prim](operands, distance, weight, operators, **params)
     value = None if distance is None else prim.bind(*operands, **params)
     target = None if value is None or distance is None else value + distance
-    rule = {**projection_rules, **loss_rules}[prim]
-    projected, output = rule(operands, target, weight, operators, **params)
+    projected, output = rule_of(prim)(operands, target, weight, operators, **params)
     moves = tuple(u - x for u, x in zip(projected, operands, strict=True))
     return moves, None if output is None or value is None else output - value
 
