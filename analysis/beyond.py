@@ -293,6 +293,27 @@ def draw(places: dict[tuple[str, str], list[Variant]], runs: Path) -> Drawn:
     return Drawn("curves", figure(places, runs), "Beyond the paper: validation accuracy", caption)
 
 
+@dataclass(frozen=True)
+class Beyond:
+    """What the report shows of a folder: the table, the lines below it, and the figure."""
+
+    table: Layout
+    notes: list[str]
+    figure: Drawn
+
+
+def load_beyond(runs: Path) -> Beyond | None:
+    """Returns what the report shows of a folder; None while it has no finished run.
+
+    Raises LoadError and CompareError, which name the offending record.
+    """
+    if load_records(runs).empty:
+        return None
+    places = load_variants(runs)
+    with mpl.rc_context(RC):
+        return Beyond(layout(places, load_published()), [*notes(places, runs), COMPARED], draw(places, runs))
+
+
 def write_beyond(runs: Path, out: Path, pivot: str | None) -> list[Path]:
     """Prints and writes ``beyond.md`` and, without a pivot, the figure ``curves``; returns the paths.
 

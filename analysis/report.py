@@ -25,9 +25,7 @@ from markupsafe import Markup
 from rich import box
 from rich.table import Table
 
-from analysis.beyond import COMPARED, draw, load_variants
-from analysis.beyond import layout as beyond_layout
-from analysis.beyond import notes as beyond_notes
+from analysis.beyond import Beyond, load_beyond
 from analysis.claims import BenchmarkError, Finding, State, judge_ours, judge_published, load_depth
 from analysis.compare import CompareError, Comparison, Ours, Row, compare
 from analysis.drawings import GraphError
@@ -99,15 +97,6 @@ class RunGroup:
     anchor: str
     title: str
     runs: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Beyond:
-    """Methods that the paper does not have: their table, the lines below it, and their figure."""
-
-    table: Layout
-    notes: list[str]
-    figure: Drawn
 
 
 @dataclass(frozen=True)
@@ -192,19 +181,10 @@ def build(runs: Path, benchmarks: Path, graphs: Path, beyond: Path | None = None
         environments=environments,
         ablation=_ablation(comparisons),
         others=overviews(records, load_failures(runs), published),
-        beyond=_beyond(beyond) if beyond and beyond.is_dir() else None,
+        beyond=load_beyond(beyond) if beyond and beyond.is_dir() else None,
         records=len(records),
         runs=runs,
     )
-
-
-def _beyond(runs: Path) -> Beyond | None:
-    if load_records(runs).empty:
-        return None
-    places = load_variants(runs)
-    with mpl.rc_context(RC):
-        table = beyond_layout(places, load_published())
-        return Beyond(table, [*beyond_notes(places, runs), COMPARED], draw(places, runs))
 
 
 def _contexts(theirs: Finding, ours: Finding, rows: Mapping[CellKey, Row]) -> list[Context]:

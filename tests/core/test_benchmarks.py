@@ -328,7 +328,7 @@ def test_layers(monkeypatch):
     for found in results.values():
         assert found["element 0.001"] > found["none 0.001"] > 0
         assert -1 <= found["element 0.001 cosine"] <= 1
-        assert 0 <= found["AP moved"] <= 1
+        assert 0 <= found["CP moved"] <= 1
     assert results["Dense_2/kernel"]["element 0.001 cosine"] > 0.9
     assert len(layers.table(results).splitlines()) == 4
 
