@@ -21,7 +21,7 @@ def test_the_code_of_a_page_runs(page, tmp_path):
     """In a process of its own, because it registers primitives; warnings are errors as in all tests."""
     text = (ROOT / "docs" / page).read_text()
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    assert blocks
+    assert len(blocks) >= (1 if page == "beyond.md" else 4)
     strict = {"JAX_PLATFORMS": "cpu", "JAX_NUMPY_RANK_PROMOTION": "raise"}
     devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     done = subprocess.run(
