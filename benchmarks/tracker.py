@@ -7,10 +7,11 @@ and with tracker=wandb where there is no key, no network, a server that never an
 an error, and one that takes everything. All of them in every round, each beginning with another one.
 
 Two runs differ by more than a tracker costs, so "loop" compares a run with itself: its tracker is stopped for some
-evaluations and continued for as many, in which it also does what it has missed, and so on. It is the median time from
-one evaluation to the next, checkpoints included, with the tracker over that while it is stopped, and the standard error
-of that ratio; without a tracker nothing is stopped, and the ratio says how well this measures. "start" is the time from
-the process's start to its first evaluation, "end" that from the last one to the process's end, medians over the rounds.
+evaluations and continued for as many, in which it also does what it has missed, and so on. It is the time from one
+evaluation to the next, checkpoints included, with the tracker over that while it is stopped next (the speed of a
+machine drifts), the median of these ratios and its standard error. Without a tracker nothing is stopped, and the ratio
+says how well this measures. "start" is the time from the process's start to its first evaluation, "end" that from the
+last one to the process's end, medians over the rounds.
 "processor" is what all processes of the tracker computed from the first to the last evaluation, over that time: the
 most that training could lose of one of its processors, if the tracker did not wait until one is idle, as it does. The
 start of W&B's client, some seconds once, is part of it.
@@ -38,20 +39,19 @@ from experiments.compose import compose_run
 from experiments.runner import folder_of
 from tests.wandb_server import serving
 
-PERIOD = 4
+PERIOD = 2
 """Evaluations after which the tracker is stopped or continued."""
 LOOK_SECONDS = 0.005
 SERVERS = ("no tracker", "no key", "no network", "never answers", "errors", "answers")
 
 
 class Times(NamedTuple):
-    """A run's times in seconds; those between evaluations with its tracker and while that is stopped."""
+    """A run's times in seconds, and its evaluations' with its tracker over those while that is stopped."""
 
     start: float
     end: float
     processor: float  # of the tracker, over the time between the first evaluation and the last
-    with_it: list[float]
-    without: list[float]
+    ratios: list[float]
 
 
 def times(server: str, cell: Sequence[str], steps: int, folder: Path, url: str | None) -> Times:
@@ -81,11 +81,13 @@ def times(server: str, cell: Sequence[str], steps: int, folder: Path, url: str |
     _wait_for_the_tracker(folder)
     if process.returncode or not (path / "record.json").exists():
         raise SystemExit(f"error: the run with {server!r} did not finish:\n{log.read_text()}")
-    with_it, without = _periods(seen)
-    if not with_it or not without:
-        raise SystemExit(f"error: {len(seen)} evaluations are too few to compare, at least {3 * PERIOD}: more --steps")
+    ratios = _ratios(seen)
+    if len(ratios) < 2:
+        raise SystemExit(
+            f"error: {len(seen)} evaluations are too few to compare, at least {5 * PERIOD + 1}: more --steps"
+        )
     loop = seen[-1][0] - seen[0][0]
-    return Times(seen[0][0] - before, after - seen[-1][0], computed / loop, with_it, without)
+    return Times(seen[0][0] - before, after - seen[-1][0], computed / loop, ratios)
 
 
 def _alternate(process: subprocess.Popen[Any], events: Path, folder: Path) -> tuple[list[tuple[float, bool]], float]:
@@ -114,13 +116,14 @@ def _alternate(process: subprocess.Popen[Any], events: Path, folder: Path) -> tu
     return seen, max(used, default=0.0) - min(used, default=0.0)
 
 
-def _periods(seen: Sequence[tuple[float, bool]]) -> tuple[list[float], list[float]]:
-    """Times between evaluations while the tracker worked, and while it was stopped; not those when that changed."""
-    found: dict[bool, list[float]] = {True: [], False: []}
-    for (before, was), (now, works) in itertools.pairwise(seen):
-        if was == works:
-            found[works].append(now - before)
-    return found[True], found[False]
+def _ratios(seen: Sequence[tuple[float, bool]]) -> list[float]:
+    """Time from one evaluation to the next while the tracker worked, over that while it was stopped next."""
+    times = [(works, now - before) for (before, _), (now, works) in itertools.pairwise(seen)]
+    blocks = [
+        (works, [each for _, each in group]) for works, group in itertools.groupby(times, key=lambda each: each[0])
+    ]
+    pairs = [(with_it, without) for (works, with_it), (_, without) in itertools.pairwise(blocks) if works]
+    return [statistics.fmean(with_it) / statistics.fmean(without) for with_it, without in pairs]
 
 
 def _trackers(folder: Path, run: int) -> list[int]:
@@ -161,15 +164,11 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-def growth(with_it: Sequence[float], without: Sequence[float]) -> tuple[float, float]:
-    """The ratio of two medians and its standard error, by the bootstrap."""
+def growth(ratios: Sequence[float]) -> tuple[float, float]:
+    """The median of ratios and its standard error, by the bootstrap."""
     draw = random.Random(0)
-
-    def ratio(first: Sequence[float], second: Sequence[float]) -> float:
-        return statistics.median(first) / statistics.median(second)
-
-    drawn = [ratio(*(draw.choices(each, k=len(each)) for each in (with_it, without))) for _ in range(1000)]
-    return ratio(with_it, without), statistics.stdev(drawn)
+    drawn = [statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(1000)]
+    return statistics.median(ratios), statistics.stdev(drawn)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -200,14 +199,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{'':15}{'loop, with / without':>26}{'processor':>11}{'start, s':>10}{'end, s':>8}")
     results: dict[str, dict[str, float]] = {}
     for server, runs in found.items():
-        ratio, error = growth([t for r in runs for t in r.with_it], [t for r in runs for t in r.without])
+        ratio, error = growth([each for run in runs for each in run.ratios])
         start, end, share = (statistics.median(getattr(r, key) for r in runs) for key in ("start", "end", "processor"))
         columns = {"processor": share, "start_s": start, "end_s": end}
         results[server] = {"loop_ratio": ratio, "loop_ratio_error": error, **columns}
         print(f"{server:15}{ratio:18.4f} +-{error:.4f}{100 * share:10.2f}%{start:10.1f}{end:8.1f}")
-    ratio, error = growth(
-        *([t for s in SERVERS[1:] for r in found[s] for t in getattr(r, k)] for k in ("with_it", "without"))
-    )
+    ratio, error = growth([each for server in SERVERS[1:] for run in found[server] for each in run.ratios])
     results["all trackers"] = {"loop_ratio": ratio, "loop_ratio_error": error}
     print(f"{'all trackers':15}{ratio:18.4f} +-{error:.4f}")
     if options.json:

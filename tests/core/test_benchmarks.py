@@ -246,7 +246,7 @@ def test_tracker(tmp_path, capsys, monkeypatch):
         assert cell == ("dataset=digits", "model=mlp_1x32")
         asked.append((server, url is not None))
         # Slower from round to round, and with a server that never answers.
-        return tracker.Times(3.0 * len(asked), 4.0, 0.01, [1.5 if url else 1.0] * 9, [1.0] * 9)
+        return tracker.Times(3.0 * len(asked), 4.0, 0.01, [1.5 if url else 1.0] * 9)
 
     monkeypatch.setattr(tracker, "SERVERS", ("no tracker", "never answers"))
     monkeypatch.setattr(tracker, "times", once)
@@ -276,15 +276,20 @@ def test_a_tracker_is_stopped_and_continued_in_turn(tmp_path, monkeypatch):
         seen, computed = tracker._alternate(process, events, tmp_path)
         other.kill()
     assert 0.1 < computed < 2
-    with_it, without = tracker._periods(seen)
     assert len(seen) == 20
     assert sent[:4] == [signal.SIGSTOP, signal.SIGCONT] * 2
     assert sent[-1] == signal.SIGCONT
-    assert len(with_it) >= 6
-    assert len(without) >= 6
-    ratio, error = tracker.growth([1.0, 1.1, 1.2], [1.0, 1.0, 1.1])
+    assert 4 <= len(tracker._ratios(seen)) <= 5
+    ratio, error = tracker.growth([1.0, 1.1, 1.2])
     assert ratio == pytest.approx(1.1)
     assert 0 < error < 0.2
+
+
+def test_a_tracker_is_compared_with_its_run_while_it_is_stopped_next():
+    works = [True, True, True, False, False, True, True, False, False]
+    seen = [(float(when), each) for when, each in zip([0, 1, 3, 4, 5, 8, 10, 11, 13], works, strict=True)]
+    # 1 and 2 over 1 and 1; 3 and 2 over 1 and 2.
+    assert tracker._ratios(seen) == [1.5, pytest.approx(5 / 3)]
 
 
 def test_a_run_that_does_not_finish_ends_the_tracker_benchmark(tmp_path, monkeypatch):
