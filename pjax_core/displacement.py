@@ -3,8 +3,8 @@
 A projection step moves an early layer by less than float32 resolves: a node with a target that is D away from its value
 moves by about ``D / (1 + q)``, and a consensus over m readers divides by m. A displacement ``D = target - value`` is
 resolved whatever its size, so here every node hands displacements down, and factors (gains) make good for what
-averaging and projecting absorb. Linear rules, maxima, products and sums of ReLUs compute them without the difference of
-two values; losses and steps do not.
+averaging and projecting absorb. All rules but those of steps compute them without the difference of two values that
+may be near to each other, and nothing that is small crosses a step.
 """
 
 import dataclasses
@@ -62,8 +62,8 @@ class Displacement:
             through flat regions.
         gain: ``"none"``: a displacement is the mean over the readers' copies (Eq. 10). ``"fan_out"``: their sum.
             ``"node"``: also what a node hands on is multiplied by the ratio of the sizes of what it was given and
-            what it did not follow, a mean of ``1 + |f'|^2`` over its elements. ``"element"``: a bilinear node
-            multiplies by each product's own factor instead.
+            what it did not follow, a mean of ``1 + |f'|^2`` over its elements. ``"element"``: products, sums and
+            maxima of arrays, and ReLUs multiply by each element's own factor instead.
         sweeps: how often a recurrence is swept; each goes one step back in time. What only later steps read moves
             from the second on.
         operators: which projections; ``consensus`` is always over edges, and there are no weights.
@@ -193,24 +193,29 @@ class _Sweep:
         operands = self._graph.operands_of(number, self._values, self._indices)
         gain = self._method.gain
         if displacement is not None and node.primitive in rules.bilinear_rules:
-            moves, own = _dots(node, operands, displacement, operators, gain == "element")
+            moves, left = _dots(node, operands, displacement, operators, gain == "element")
             if gain == "element":
                 return moves
         else:
-            moves, own = rules.displace(node.primitive, dict(node.params), operands, displacement, 1, operators)
-        if displacement is None or own is None:
+            moves, left = rules.displace(node.primitive, dict(node.params), operands, displacement, 1, operators)
+        if displacement is None or left is None:
             return [self._method.target_scale * move for move in moves]
         if gain in ("none", "fan_out"):
             return moves
-        left = jnp.sum(jnp.abs(displacement - own))
-        factor = jnp.where(left > 0, jnp.sum(jnp.abs(displacement)) / left, 1)
-        return [factor * move for move in moves]
+        # Over a step nothing is absorbed, and what is left can have any sign.
+        if gain == "element" and node.primitive in rules.displacement_rules:
+            own = jnp.where(left == 0, 1, displacement / jnp.where(left == 0, 1, left))
+        else:
+            own = None
+        total = jnp.sum(jnp.abs(left))
+        mean = jnp.where(total > 0, jnp.sum(jnp.abs(displacement)) / total, 1)
+        return [move * (mean if own is None or own.shape != move.shape else own) for move in moves]
 
 
 def _dots(
     node: Node, operands: Sequence[Array], distance: Array, operators: Operators, gains: bool
 ) -> tuple[tuple[Array, ...], Array]:
-    """Theorem 7 for displacements: how far the copies of the operands' elements move, summed, and the output.
+    """Theorem 7 for displacements: how far the copies of the operands' elements move, summed, and what is left.
 
     With ``gains``, the copies are multiplied by ``distance / root``, which is ``1 + |x|^2 + |w|^2`` for a small one.
     """
@@ -218,4 +223,4 @@ def _dots(
     terms = [dots.product(x, w), *dots.norms((x, w), (x, w))]
     root = projections.dot_root(projections.sum_and_difference, terms, distance, 1, operators, displaced=True)
     scale = (distance if gains else root) / (1 - root * root)
-    return dots.sums(root * scale, scale, (x, w)), distance - root
+    return dots.sums(root * scale, scale, (x, w)), root

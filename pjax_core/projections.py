@@ -25,36 +25,25 @@ Projected = tuple[tuple[Array, ...], Array]  # operands and output
 Point = tuple[Array, Array]  # one operand and the output
 
 
-def project_linear(
-    operands: Operands, coefficients: Sequence[ArrayLike], target: Array, weight: ArrayLike = 1
-) -> Projected:
-    """Project onto the graph of ``sum_i c_i x_i`` (Theorem 5; Theorem 4 for one ``x`` and ``c = 1``).
+def displace_linear(
+    fun: Callable[..., Array], operands: Operands, distance: Array, weight: ArrayLike = 1
+) -> tuple[tuple[Array, ...], Array]:
+    """How far the projection onto the graph of a linear function moves (Theorem 5; Theorem 4 for the identity).
 
     Args:
-        operands: arrays of one shape.
-        coefficients: constants that broadcast to it: 1 for add and identity, -1 in sub and neg.
-        target, weight: see the module.
+        fun: linear, and each element of its operands is part of one element of the output: a sum or mean over axes,
+            of several arrays, with signs or factors.
+        operands: where it is; only their shapes and types matter.
+        distance: from ``fun(*operands)`` to the target.
+        weight: see the module.
+
+    Returns:
+        How far the operands move, and what is left of the distance. A small one has all its digits.
     """
-    terms = zip(coefficients, operands, strict=True)
-    distance = target - sum((c * x for c, x in terms), jnp.zeros_like(target))
-    step = distance / (sum(jnp.square(c) for c in coefficients) + 1 / weight)
-    projected = tuple(x + c * step for c, x in zip(coefficients, operands, strict=True))
-    return projected, target - step / weight
-
-
-def project_sum(x: Array, target: Array, weight: ArrayLike = 1, *, axes: tuple[int, ...]) -> Point:
-    """Project onto the graph of ``sum(x, axes)`` (Theorem 5)."""
-    total = jnp.sum(x, axes)
-    size = x.size // max(total.size, 1)
-    step = (target - total) / (size + 1 / weight)
-    return x + jnp.expand_dims(step, axes), target - step / weight
-
-
-def project_mean(x: Array, target: Array, weight: ArrayLike = 1, *, axes: tuple[int, ...]) -> Point:
-    """Project onto the graph of ``mean(x, axes)``: Theorem 5 with coefficients 1 / size."""
-    size = math.prod(x.shape[axis] for axis in axes)
-    x, total = project_sum(x, size * target, weight / size**2, axes=axes)
-    return x, total / size
+    _, transpose = jax.vjp(fun, *operands)
+    squares = fun(*transpose(jnp.ones_like(distance)))  # of the coefficients, their sum by output
+    step = distance / (squares + 1 / weight)
+    return transpose(step), step / weight
 
 
 def project_sum_relu(operands: Operands, target: Array, weight: ArrayLike = 1, *, exact: bool = True) -> Projected:
@@ -74,13 +63,13 @@ def project_sum_relu(operands: Operands, target: Array, weight: ArrayLike = 1, *
 
 
 def displace_sum_relu(operands: Operands, distance: Array, weight: ArrayLike = 1, *, exact: bool = True) -> Projected:
-    """How far :func:`project_sum_relu` moves the operands and the output for a target so far from the output."""
+    """How far :func:`project_sum_relu` moves operands for a target so far from the output, and what is left of it."""
     total = sum(operands[1:], operands[0])
     target = jax.nn.relu(total) + distance
     shift, on_slope = _shift_sum_relu(len(operands), total, target, distance - jnp.minimum(total, 0), weight, exact)
-    # On the slope the output is the sum, which moves from below zero only to where it is above.
-    output = jnp.where(on_slope, len(operands) * shift + jnp.minimum(total, 0), -jax.nn.relu(total))
-    return (shift,) * len(operands), output
+    # On the slope the output is the sum, and follows but for the shift over the weight; from below zero it is zero.
+    left = jnp.where(on_slope, shift / weight, distance + jax.nn.relu(total))
+    return (shift,) * len(operands), left
 
 
 def _shift_sum_relu(
@@ -346,26 +335,30 @@ def project_margin(x: Array, labels: Array, *, margin: float) -> Array:
 
 
 def prox_cross_entropy(x: Array, labels: Array, operators: Operators) -> Array:
-    """argmin_u  lambda * CE(u, labels) + 1/2 ||u - x||^2 (Theorem 11), lambda = ``prox_lambda``.
+    """argmin_u  lambda * CE(u, labels) + 1/2 ||u - x||^2 (Theorem 11), see :func:`displace_cross_entropy`."""
+    return x + displace_cross_entropy(x, labels, operators)
+
+
+def displace_cross_entropy(x: Array, labels: Array, operators: Operators) -> Array:
+    """How far :func:`prox_cross_entropy` moves, ``lambda (labels - softmax(u))``, lambda = ``prox_lambda``.
 
     Args:
         x: logits ``(..., classes)``.
         labels: one-hot (or any distribution), same shape.
         operators: ``prox_sweeps`` chooses between Newton on Eq. 49, run to rounding (O(classes) a step), and a
             fixed number of sweeps of Eq. 49 from ``x`` (approximate: no contraction at lambda = 5, where it can end
-            in a 2-cycle).
+            in a 2-cycle). Newton's has the digits of the logits also where it is small.
     """
     lam = operators.prox_lambda
     if operators.prox_sweeps is not None:
-        u = x
+        move = jnp.zeros_like(x)
         for _ in range(operators.prox_sweeps):
-            u = x + lam * (labels - jax.nn.softmax(u))
-        return u
+            move = lam * (labels - jax.nn.softmax(x + move))
+        return move
 
     # With w = lam softmax(u), so that u = pulled - w: log w + w = pulled + log lam - L, and L is such that sum w = lam.
     # Newton in log w and L; no entry of w is above lam. The start is half of a sweep.
     eps, top = float(jnp.finfo(x.dtype).eps), math.log(lam)
-    original = x + lam * labels
     # Logits far below the largest have w = 0, whatever they are: as they are, they would drown the others in rounding.
     x = jnp.maximum(x - jnp.max(x, -1, keepdims=True, initial=-jnp.inf), -1000 - 2 * lam)
     pulled = x + lam * labels
@@ -382,11 +375,21 @@ def prox_cross_entropy(x: Array, labels: Array, operators: Operators) -> Array:
 
     start = top + jax.nn.log_softmax((x + pulled - lam * jax.nn.softmax(x)) / 2)
     carry = start, jnp.array(True), jnp.zeros((), jnp.int32)
-    return original - jnp.exp(jax.lax.while_loop(lambda carry: carry[1] & (carry[2] < 100), refine, carry)[0])
+    log_w, *_ = jax.lax.while_loop(lambda carry: carry[1] & (carry[2] < 100), refine, carry)
+    move = lam * labels - jnp.exp(log_w)
+    # The sum of all is known: so is the label's, which is the difference of two equal numbers where the loss is small.
+    label = jax.nn.one_hot(jnp.argmax(labels, -1), x.shape[-1], dtype=bool)
+    others = jnp.sum(jnp.where(label, 0, move), -1, keepdims=True)
+    return jnp.where(label, lam * (jnp.sum(labels, -1, keepdims=True) - 1) - others, move)
 
 
 def prox_squared_error(x: Array, targets: Array, operators: Operators) -> Array:
-    """argmin_u  lambda ||u - targets||^2 + 1/2 ||u - x||^2, lambda = ``prox_lambda``: closed form, exact.
+    """argmin_u  lambda ||u - targets||^2 + 1/2 ||u - x||^2, see :func:`displace_squared_error`."""
+    return x + displace_squared_error(x, targets, operators)
+
+
+def displace_squared_error(x: Array, targets: Array, operators: Operators) -> Array:
+    """How far :func:`prox_squared_error` moves, lambda = ``prox_lambda``: closed form, exact.
 
     Args:
         x: outputs, any shape.
@@ -394,4 +397,4 @@ def prox_squared_error(x: Array, targets: Array, operators: Operators) -> Array:
         operators: for ``prox_lambda`` alone; the same in both presets.
     """
     pull = 2 * operators.prox_lambda
-    return (x + pull * targets) / (1 + pull)
+    return pull / (1 + pull) * (targets - x)

@@ -63,11 +63,13 @@ decompositions: dict[Primitive, Callable[..., Callable[..., Any] | str | None]] 
 elementwise: set[Primitive] = set()  # primitives that repeat scalars and axes of length 1 by themselves
 
 
-def _register(table: dict[Primitive, Any], prim: Primitive, rule: Any) -> None:
+def _register(table: dict[Primitive, Any], prim: Primitive, rule: Any, displace: Rule | None = None) -> None:
     for known in (projection_rules, loss_rules, bilinear_rules, copy_rules):
         if prim in known:
             raise ValueError(f"primitive {prim} has a rule already; a second one is refused")
     table[prim] = rule
+    if displace:
+        displacement_rules[prim] = displace
 
 
 def defproj(prim: Primitive, rule: Rule, displace: Rule | None = None) -> None:
@@ -77,12 +79,10 @@ def defproj(prim: Primitive, rule: Rule, displace: Rule | None = None) -> None:
         prim: the constraint's primitive.
         rule: its projection.
         displace: ``displace(operands, distance, weight, operators, **params)`` returns how far the rule moves the
-            operands and the output for the target ``f(operands) + distance``, with all digits of a small distance.
-            ``None``: the difference of both values, which has none of a distance that the values do not resolve.
+            operands for the target ``f(operands) + distance``, and how far from it the output stays, with all digits
+            of a small distance. ``None``: by values, which have none of a distance that they do not resolve.
     """
-    _register(projection_rules, prim, rule)
-    if displace:
-        displacement_rules[prim] = displace
+    _register(projection_rules, prim, rule, displace)
 
 
 def defelementwise(prim: Primitive, rule: "Rule | Bilinear", displace: Rule | None = None) -> None:
@@ -94,9 +94,9 @@ def defelementwise(prim: Primitive, rule: "Rule | Bilinear", displace: Rule | No
     elementwise.add(prim)
 
 
-def defloss(prim: Primitive, rule: Rule) -> None:
+def defloss(prim: Primitive, rule: Rule, displace: Rule | None = None) -> None:
     """Register a target node: its rule projects the operands or applies the loss's proximal operator."""
-    _register(loss_rules, prim, rule)
+    _register(loss_rules, prim, rule, displace)
 
 
 def defbilinear(prim: Primitive, rule: Bilinear) -> None:
@@ -172,14 +172,13 @@ def displace(
     weight: ArrayLike,
     operators: Operators,
 ) -> Projected:
-    """How far a constraint or loss moves its operands and its output, see :func:`defproj`; of a loss, no distance."""
-    if distance is not None and prim in displacement_rules:
+    """How far a constraint or loss moves its operands, and what is left of the distance; of a loss, there is none."""
+    if prim in displacement_rules:
         return displacement_rules[prim](operands, distance, weight, operators, **params)
-    value = None if distance is None else prim.bind(*operands, **params)
-    target = None if value is None or distance is None else value + distance
+    target = None if distance is None else prim.bind(*operands, **params) + distance
     projected, output = rule_of(prim)(operands, target, weight, operators, **params)
     moves = tuple(u - x for u, x in zip(projected, operands, strict=True))
-    return moves, None if output is None or value is None else output - value
+    return moves, None if target is None or output is None else target - output
 
 
 def _of(project: Callable[..., Operands]) -> Rule:
@@ -192,66 +191,56 @@ def _of(project: Callable[..., Operands]) -> Rule:
     return rule
 
 
-def _linear(*signs: float) -> Rule:
-    return lambda operands, target, weight, _, **__: projections.project_linear(operands, signs, target, weight)
+def _linear(fun: Callable[..., Array], constants: int = 0) -> tuple[Rule, Rule]:
+    """Make both rules of a function that is linear in its operands but the last ones, which stay as they are."""
+
+    def displace(
+        operands: Operands, distance: Array, weight: ArrayLike, _: Operators, **params: Any
+    ) -> tuple[Operands, Array]:
+        moving, fixed = operands[: len(operands) - constants], operands[len(operands) - constants :]
+        moves, left = projections.displace_linear(lambda *xs: fun(*xs, *fixed, **params), moving, distance, weight)
+        return (*moves, *map(jnp.zeros_like, fixed)), left
+
+    def project(operands: Operands, target: Array, *args: Any, **params: Any) -> Projected:
+        moves, left = displace(operands, target - fun(*operands, **params), *args, **params)
+        return tuple(x + move for x, move in zip(operands, moves, strict=True)), target - left
+
+    return project, displace
 
 
-def _from_rest(rule: Rule) -> Rule:
-    """Displacements of a linear constraint: its projection from zero, wherever it starts."""
-    return lambda operands, *args, **params: rule(tuple(map(jnp.zeros_like, operands)), *args, **params)
+def _from_top(project: Callable[..., Operands], top: Callable[..., Array]) -> Rule:
+    """Make the displacements of a maximum: its projection where the largest entry is zero, wherever that is."""
 
+    def displace(operands: Operands, distance: Array, weight: ArrayLike, _: Operators, **params: Any) -> Projected:
+        below = tuple(x - top(*operands, **params) for x in operands)
+        *projected, output = project(*below, distance, weight, **params)
+        return tuple(u - x for u, x in zip(projected, below, strict=True)), distance - output
 
-def _from_top(top: Callable[..., Array]) -> Callable[[Rule], Rule]:
-    """Displacements of a maximum: its projection where the largest entry is zero, wherever that is."""
-
-    def displaced(rule: Rule) -> Rule:
-        def displace(operands: Operands, distance: Array, *args: Any, **params: Any) -> Projected:
-            below = tuple(x - top(*operands, **params) for x in operands)
-            projected, output = rule(below, distance, *args, **params)
-            return tuple(u - x for u, x in zip(projected, below, strict=True)), output
-
-        return displace
-
-    return displaced
+    return displace
 
 
 # Identity (Theorem 4). Inserted on odd cycles to make the graph bipartite.
 
 identity_p = defprimitive("identity", lambda x: x)
-defproj(identity_p, _linear(1), _from_rest(_linear(1)))
+defproj(identity_p, *_linear(lambda x: x))
 
 # Sums (Theorem 5): of two arrays, with signs, and over axes.
 
-defelementwise(jax_primitives.add_p, _linear(1, 1), _from_rest(_linear(1, 1)))
-defelementwise(jax_primitives.sub_p, _linear(1, -1), _from_rest(_linear(1, -1)))
-defelementwise(jax_primitives.neg_p, _linear(-1), _from_rest(_linear(-1)))
-_sum = _of(lambda x, y, n, *, axes, **_: projections.project_sum(x, y, n, axes=axes))
-defproj(jax_primitives.reduce_sum_p, _sum, _from_rest(_sum))
+defelementwise(jax_primitives.add_p, *_linear(lambda x, w: x + w))
+defelementwise(jax_primitives.sub_p, *_linear(lambda x, w: x - w))
+defelementwise(jax_primitives.neg_p, *_linear(lambda x: -x))
+defproj(jax_primitives.reduce_sum_p, *_linear(lambda x, *, axes, **_: jnp.sum(x, axes)))
 
 # Mean (Theorem 5). The trace makes it of a sum and its division by its size; axes count from the last, so
 # that a batch axis in front changes none.
 
 mean_p = defprimitive("mean", lambda x, *, axes: jnp.mean(x, axes))
-defproj(mean_p, _of(projections.project_mean), _from_rest(_of(projections.project_mean)))
+defproj(mean_p, *_linear(lambda x, *, axes: jnp.mean(x, axes)))
 
 # Multiplication by a constant. The trace makes it of `mul` and `div`; the constant is not moved.
 
-
-def _project_scale(x: Array, factor: Array, target: Array, weight: ArrayLike) -> tuple[Array, Array, Array]:
-    (projected,), output = projections.project_linear((x,), (factor,), target, weight)
-    return projected, factor, output
-
-
 scale_p = defprimitive("scale", lambda x, factor: x * factor)
-
-
-def _displace_scale(operands: Operands, distance: Array, weight: ArrayLike, *_: Any, **__: Any) -> Projected:
-    x, factor = operands
-    moves, output = projections.project_linear((jnp.zeros_like(x),), (factor,), distance, weight)
-    return (*moves, jnp.zeros_like(factor)), output
-
-
-defelementwise(scale_p, _of(_project_scale), _displace_scale)
+defelementwise(scale_p, *_linear(lambda x, factor: x * factor, constants=1))
 
 # ReLU of a sum (Theorem 6). The trace makes it of `max(., 0)` and the additions that feed it.
 
@@ -265,14 +254,19 @@ defproj(
 # Maximum (Theorem 8): over axes, and of two arrays. A constant among the two is an operand like any other:
 # its copies move, and the constant's own node restores them.
 
-_max = _of(lambda x, y, n, *, axes, **_: projections.project_max(x, y, n, axes=axes))
+
+def _project_max(x: Array, target: Array, weight: ArrayLike, *, axes: tuple[int, ...], **_: Any) -> Operands:
+    return projections.project_max(x, target, weight, axes=axes)
+
+
 defproj(
     jax_primitives.reduce_max_p,
-    _max,
-    _from_top(lambda x, *, axes, **_: jnp.expand_dims(jnp.max(x, axes), axes))(_max),
+    _of(_project_max),
+    _from_top(_project_max, lambda x, *, axes, **_: jnp.expand_dims(jnp.max(x, axes), axes)),
 )
-_maximum = _of(projections.project_maximum)
-defelementwise(jax_primitives.max_p, _maximum, _from_top(lambda x, w: jnp.maximum(x, w))(_maximum))
+defelementwise(
+    jax_primitives.max_p, _of(projections.project_maximum), _from_top(projections.project_maximum, jnp.maximum)
+)
 
 # Steps: quantisation (Theorem 9) and the sign. Their derivatives are zero; their projections are not.
 
@@ -336,17 +330,21 @@ cross_entropy_p = defprimitive(
 )
 
 
-def _with_labels(apply: Callable[..., Array]) -> Rule:
+def _with_labels(apply: Callable[..., Array], displaced: bool = False) -> Rule:
     """Make the rule of ``apply(x, labels, operators, **params)``; the labels stay as they are."""
 
     def rule(operands: Operands, _target: None, _weight: ArrayLike, operators: Operators, **params: Any) -> Projected:
         x, labels = operands
-        return (apply(x, labels, operators, **params), labels), None
+        return (apply(x, labels, operators, **params), jnp.zeros_like(labels) if displaced else labels), None
 
     return rule
 
 
-defloss(cross_entropy_p, _with_labels(projections.prox_cross_entropy))
+defloss(
+    cross_entropy_p,
+    _with_labels(projections.prox_cross_entropy),
+    _with_labels(projections.displace_cross_entropy, displaced=True),
+)
 
 
 def _margin_value(x: Array, labels: Array, *, margin: float) -> Array:
@@ -361,7 +359,11 @@ defloss(margin_p, _with_labels(lambda x, labels, _, *, margin: projections.proje
 squared_error_p = defprimitive("squared_error", lambda x, targets: jnp.sum(jnp.square(x - targets), -1))
 
 
-defloss(squared_error_p, _with_labels(projections.prox_squared_error))
+defloss(
+    squared_error_p,
+    _with_labels(projections.prox_squared_error),
+    _with_labels(projections.displace_squared_error, displaced=True),
+)
 
 # Copies. A new one is one line: its transpose is JAX's. What has several results is made of those that have one.
 

@@ -93,16 +93,23 @@ DEFECTS = (
     Defect(
         "weight of the output left out of a sum",
         "projections.py",
-        "step = distance / (sum(jnp.square(c) for c in coefficients) + 1 / weight)",
-        "step = distance / (sum(jnp.square(c) for c in coefficients) + 1)",
+        "step = distance / (squares + 1 / weight)",
+        "step = distance / (squares + 1)",
         ("test_projections.py::test_definition",),
     ),
     Defect(
-        "mean without its weight",
+        "coefficients of a mean taken for those of a sum",
         "projections.py",
-        "project_sum(x, size * target, weight / size**2, axes=axes)",
-        "project_sum(x, size * target, weight, axes=axes)",
+        "squares = fun(*transpose(jnp.ones_like(distance)))",
+        "squares = fun(*map(jnp.ones_like, operands))",
         ("test_nonlinear.py::test_a_mean_is_projected_as_in_theorem_5",),
+    ),
+    Defect(
+        "what a product leaves of a displacement",
+        "displacement.py",
+        "scale, (x, w)), root",
+        "scale, (x, w)), distance - root",
+        ("test_displacement.py::test_a_dots_displacement_is_the_difference_of_projections",),
     ),
     Defect(
         "label mask of the margin",

@@ -167,6 +167,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from pjax_core import nn, optim
 from tests.core.networks import ZOO, initial
@@ -184,10 +185,12 @@ for name in ("MLP", "CNN", "RNN"):
         shards = a.addressable_shards
         assert len({s.device for s in shards}) == 8 and all(8 * s.data.size == a.size for s in shards)
     replicated = jax.device_put(start, NamedSharding(mesh, P()))
-    for method in (optim.AlternatingProjections(5), optim.DouglasRachford(5)):
+    for method in (optim.AlternatingProjections(5), optim.DouglasRachford(5), optim.Displacement(optax.sgd(1.0))):
+        state = (method.init(start),) if isinstance(method, optim.Displacement) else ()
+
         @jax.jit
         def update(p, x, y):
-            return method.update(lambda p: nn.cross_entropy(model.apply(p, x), y), p)
+            return method.update(lambda p: nn.cross_entropy(model.apply(p, x), y), p, *state)
 
         on_one = update(start, x, y)
         compiled = update.lower(replicated, *sharded).compile()
@@ -204,7 +207,7 @@ def test_eight_devices_are_one():
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", DEVICES], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.splitlines()) == 6
+    assert len(done.stdout.splitlines()) == 9
 
 
 @pytest.mark.slow

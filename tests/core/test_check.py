@@ -7,7 +7,7 @@ import pytest
 from jax.extend.core import primitives as P
 
 import pjax_core as pjax
-from pjax_core import projections, rules
+from pjax_core import rules
 
 RIGHT = {
     "sum": (P.reduce_sum_p, [(2, 3, 2)], {"axes": (0, 2), "out_sharding": None}),
@@ -38,12 +38,18 @@ def test_what_is_published_is_not_what_is_certified():
 scaled_sum_p = rules.defprimitive("scaled_sum", lambda x, w, *, slope: x + slope * w)
 
 
+def _linear(operands, target, weight, slope, sign=1):
+    x, w = operands
+    step = (target - x - sign * slope * w) / (1 + slope**2 + 1 / weight)
+    return (x + step, w + sign * slope * step), target - step / weight
+
+
 def _right(operands, target, weight, operators, *, slope):
-    return projections.project_linear(operands, (1, slope), target, weight)
+    return _linear(operands, target, weight, slope)
 
 
 def _wrong_sign(operands, target, weight, operators, *, slope):
-    return projections.project_linear(operands, (1, -slope), target, weight)
+    return _linear(operands, target, weight, slope, sign=-1)
 
 
 def _wrong_divisor(operands, target, weight, operators, *, slope):
