@@ -148,7 +148,7 @@ class DisplacementConfig(MethodConfig):
         transform: what makes steps of displacements, a gradient method.
         learning_rate: its.
         target_scale: and `gain`, `sweeps`: see `pjax_core.optim.Displacement`.
-        prox_lambda: of the losses' proximal operator.
+        prox_lambda: and `step_margin`: of the operators.
     """
 
     transform: str = MISSING
@@ -157,6 +157,7 @@ class DisplacementConfig(MethodConfig):
     gain: str = MISSING
     sweeps: int = MISSING
     prox_lambda: float = MISSING
+    step_margin: float = 0.0
 
 
 @dataclass

@@ -136,11 +136,12 @@ def build_method(method: MethodConfig, engine: EngineConfig) -> Method:
 def _displacement(method: DisplacementConfig) -> Method:
     transform = _choose("gradient method", GRADIENT, method.transform)(method.learning_rate)
     options = {key: getattr(method, key) for key in ("target_scale", "gain", "sweeps")}
+    of_operators = "prox_lambda", "step_margin"
     try:
-        operators = dataclasses.replace(pjax.EXACT, prox_lambda=method.prox_lambda)
+        operators = dataclasses.replace(pjax.EXACT, **{key: getattr(method, key) for key in of_operators})
         return DisplacementMethod(optim.Displacement(transform, operators=operators, **options))
     except (TypeError, ValueError) as error:
-        raise _refused("method", [*options, "prox_lambda"], error) from error
+        raise _refused("method", [*options, *of_operators], error) from error
 
 
 def _operators(engine: EngineConfig) -> pjax.Operators:

@@ -198,11 +198,10 @@ class _Sweep:
                 return moves
         else:
             moves, left = rules.displace(node.primitive, dict(node.params), operands, displacement, 1, operators)
-        if displacement is None or left is None:
+        if displacement is None:
             return [self._method.target_scale * move for move in moves]
-        if gain in ("none", "fan_out"):
+        if left is None or gain in ("none", "fan_out"):
             return moves
-        # Over a step nothing is absorbed, and what is left can have any sign.
         if gain == "element" and node.primitive in rules.displacement_rules:
             own = jnp.where(left == 0, 1, displacement / jnp.where(left == 0, 1, left))
         else:

@@ -42,6 +42,9 @@ class Operators:
             second is taken to the hyperplane, except where the target is exactly zero.
         consensus: ``"edges"``: Eq. 10, the mean over all outgoing edges. ``"consumers"``: the mean over
             the consumers of the mean over each consumer's copies.
+        step_margin: how far inside the interval of its level the input of a step (``quantize``, ``sign``) has to be, in
+            distances between neighbouring levels; in the middle where that is nearer. 0: the closure of the graph, as
+            in Theorem 9.
         weighted: Theorem 3, step 2: project with the output weighted by its number of outgoing edges.
             ``False`` (weight 1) in both presets, as published: the nearest point in the plain metric, which
             keeps every fixed point.
@@ -52,6 +55,7 @@ class Operators:
     prox_lambda: float = 5.0
     exact_sum_relu: bool = True
     consensus: str = "edges"
+    step_margin: float = 0.0
     weighted: bool = False
 
     def __post_init__(self) -> None:
@@ -61,6 +65,9 @@ class Operators:
         require_number("prox_lambda", self.prox_lambda)
         if not 0 < self.prox_lambda < math.inf:
             raise ValueError(f"prox_lambda={self.prox_lambda}: it must be positive and finite")
+        require_number("step_margin", self.step_margin)
+        if not 0 <= self.step_margin < math.inf:
+            raise ValueError(f"step_margin={self.step_margin}: zero, or positive and finite")
         for name in ("dot_newton_steps", "prox_sweeps"):
             if getattr(self, name) is not None:
                 require_count(name, getattr(self, name))

@@ -169,35 +169,74 @@ def quantize(x: Array, *, levels: int, scale: float) -> Array:
     return jnp.clip(jnp.ceil((x + scale) / gap - 0.5), 0, levels - 1) * gap - scale
 
 
-def project_quantize(x: Array, target: Array, weight: ArrayLike = 1, *, levels: int, scale: float) -> Point:
+def project_quantize(
+    x: Array, target: Array, weight: ArrayLike = 1, *, levels: int, scale: float, margin: float = 0.0
+) -> Point:
     """Project onto the closure of the graph of :func:`quantize` (Theorem 9).
 
     The graph itself has no nearest point when the best interval is entered through its open end. The
     answer is then on that end: its output is the level above the value of :func:`quantize` there.
 
-    Exact with 3 candidates instead of k: x's own level costs no movement of x; among the levels above
-    (below), whose near ends lie half a gap below (above) them, the distance is a parabola in the level.
+    Exact with few candidates instead of k: x's own level costs least movement of x; among the levels above
+    (below), whose near ends lie equally far below (above) them, the distance is a parabola in the level.
+
+    Args:
+        x: any shape.
+        target, weight: its shape; see the module.
+        levels, scale: see :func:`quantize`.
+        margin: ``step_margin`` of the operators. The outermost levels keep it whole, those between at most half.
     """
     gap = 2 * scale / (levels - 1)
-    centre = x + weight * target
+    centre, half = x + weight * target, gap / 2
+    inside = min(margin * gap, half)
 
     def candidate(near: Array) -> Point:
         y = quantize(near, levels=levels, scale=scale)
-        low = jnp.where(y > -scale + gap / 2, y - gap / 2, -jnp.inf)
-        high = jnp.where(y < scale - gap / 2, y + gap / 2, jnp.inf)
+        # Between levels, and at the ends: there the other side is open.
+        top, bottom = y > scale - half, y < -scale + half
+        low = jnp.where(bottom, -jnp.inf, y - half + jnp.where(top, margin * gap, inside))
+        high = jnp.where(top, jnp.inf, y + half - jnp.where(bottom, margin * gap, inside))
         return jnp.clip(x, low, high), y
 
-    vertices = ((centre + side * gap / 2) / (1 + weight) for side in (1, -1))
-    return _nearest(x, target, weight, [candidate(x), *map(candidate, vertices)])
+    vertices = [(centre + side * (half - inside)) / (1 + weight) for side in (1, -1)]
+    nears = [x, *vertices]
+    if margin > 0.5 and levels > 2:  # The ends are farther in than the parabola says, which holds for the others.
+        nears = [x, *(jnp.clip(v, -scale + gap, scale - gap) for v in vertices)]
+    ends = [jnp.full_like(x, side * scale) for side in (1, -1)] if margin > 0.5 else []
+    return _nearest(x, target, weight, [candidate(near) for near in (*nears, *ends)])
 
 
-def project_sign(x: Array, target: Array, weight: ArrayLike = 1) -> Point:
+def project_sign(x: Array, target: Array, weight: ArrayLike = 1, *, margin: float = 0.0) -> Point:
     """Project onto the closure of the graph of ``sign``: two half-lines that end at x = 0, and the origin.
 
     At ``x = 0`` the output can be -1 or 1 although ``sign(0) = 0``. Exact.
+
+    Args:
+        x: any shape.
+        target, weight: its shape; see the module.
+        margin: ``step_margin`` of the operators; the lines are two apart. The origin keeps none.
     """
-    one, zero = jnp.ones_like(x), jnp.zeros_like(x)
-    return _nearest(x, target, weight, [(jnp.maximum(x, 0), one), (jnp.minimum(x, 0), -one), (zero, zero)])
+    one, zero, end = jnp.ones_like(x), jnp.zeros_like(x), 2 * margin
+    origin = [] if margin else [(zero, zero)]
+    return _nearest(x, target, weight, [(jnp.maximum(x, end), one), (jnp.minimum(x, -end), -one), *origin])
+
+
+def displace_step(
+    project: Callable[..., Point], x: Array, value: Array, distance: Array, weight: ArrayLike, gap: float
+) -> Array:
+    """How far a step's input moves for a target so far from its value: a way that the target asks for.
+
+    Inputs closer to the next level than a margin are moved without being asked, also by projections. Here they stay,
+    as do all whose target is nearer to their own level than to another one.
+
+    Args:
+        project: ``project(x, target, weight)``, the step's projection.
+        x: any shape.
+        value, distance, weight: its shape; see the module.
+        gap: between neighbouring levels.
+    """
+    move = project(x, value + distance, weight)[0] - x
+    return jnp.where((move * distance > 0) & (jnp.abs(distance) > gap / 2), move, 0)
 
 
 def sum_and_difference(terms: Sequence[Array]) -> tuple[Array, Array]:

@@ -79,8 +79,9 @@ def defproj(prim: Primitive, rule: Rule, displace: Rule | None = None) -> None:
         prim: the constraint's primitive.
         rule: its projection.
         displace: ``displace(operands, distance, weight, operators, **params)`` returns how far the rule moves the
-            operands for the target ``f(operands) + distance``, and how far from it the output stays, with all digits
-            of a small distance. ``None``: by values, which have none of a distance that they do not resolve.
+            operands for the target ``f(operands) + distance``, with all digits of a small distance, and how far from
+            it the output stays, or ``None`` where that says nothing of what the operands absorb. ``None``: by values,
+            which have none of a distance that they do not resolve.
     """
     _register(projection_rules, prim, rule, displace)
 
@@ -271,8 +272,30 @@ defelementwise(
 # Steps: quantisation (Theorem 9) and the sign. Their derivatives are zero; their projections are not.
 
 quantize_p = defprimitive("quantize", projections.quantize)
-defproj(quantize_p, _of(projections.project_quantize))
-defproj(jax_primitives.sign_p, _of(projections.project_sign))
+
+
+def _step(prim: Primitive, project: Callable[..., projections.Point], gap: Callable[..., float]) -> tuple[Rule, Rule]:
+    """Make both rules of a step with ``gap(**params)`` between neighbouring levels."""
+
+    def rule(operands: Operands, target: Array, weight: ArrayLike, operators: Operators, **params: Any) -> Projected:
+        x, output = project(*operands, target, weight, margin=operators.step_margin, **params)
+        return (x,), output
+
+    def displace(
+        operands: Operands, distance: Array, weight: ArrayLike, operators: Operators, **params: Any
+    ) -> Projected:
+        (x,) = operands
+        bound = functools.partial(project, margin=operators.step_margin, **params)
+        return (projections.displace_step(bound, x, prim.bind(x, **params), distance, weight, gap(**params)),), None
+
+    return rule, displace
+
+
+defproj(
+    quantize_p,
+    *_step(quantize_p, projections.project_quantize, lambda *, levels, scale: 2 * scale / (levels - 1)),
+)
+defproj(jax_primitives.sign_p, *_step(jax_primitives.sign_p, projections.project_sign, lambda: 2.0))
 
 # Dot products (Theorem 7): every bilinear primitive.
 

@@ -32,8 +32,7 @@ BILINEAR = {
     P.conv_general_dilated_p: (lambda x, w: lax.conv_general_dilated(x, w, (1,), "VALID"), (2, 3, 8), (4, 3, 3)),
 }
 LOSSES = {rules.cross_entropy_p: {}, rules.squared_error_p: {}, rules.margin_p: {"margin": 1.0}}
-STEPS = {rules.quantize_p, P.sign_p, rules.margin_p}
-"""Without a form for displacements: what is small moves nothing, or is the difference of two numbers that are given."""
+STEPS = {rules.quantize_p, P.sign_p}
 OPERATORS = {"exact": pjax.EXACT, "published": pjax.PUBLISHED}
 
 
@@ -62,7 +61,8 @@ def test_every_rule_is_tested():
     assert set(BILINEAR) == set(rules.bilinear_rules)
     assert {prim for prim in CASES if prim not in BILINEAR} == set(rules.projection_rules)
     assert set(LOSSES) == set(rules.loss_rules)
-    assert set(rules.displacement_rules) == {*rules.projection_rules, *LOSSES} - STEPS
+    # The margin's displacement is the difference of two numbers that are given.
+    assert set(rules.displacement_rules) == {*rules.projection_rules, *LOSSES} - {rules.margin_p}
 
 
 @pytest.mark.usefixtures("x64")
@@ -77,14 +77,18 @@ def test_a_displacement_is_the_difference_of_projections(prim, scale, operators)
     projected, output = rules.projection_rules[prim](xs, target, 1, operators, **PARAMS.get(prim, {}))
     moves = [u - x for u, x in zip(projected, xs, strict=True)]
     # Nothing crosses a step for a small distance.
-    assert any(bool(jnp.any(move != 0)) for move in moves) or (CASES[prim].jumps and scale < 0.1)
-    differences = [*moves, target - output]
-    for move, difference in zip(_displaced(prim, xs, distance, operators), differences, strict=True):
+    assert any(bool(jnp.any(move != 0)) for move in moves) or (prim in STEPS and scale < 0.1)
+    *found, left = _displaced(prim, xs, distance, operators)
+    for move, difference in zip(found, moves, strict=True):
         np.testing.assert_allclose(move, difference, rtol=1e-6, atol=1e-12)
+    # What operands absorb is no question at a step.
+    assert (left is None) == (prim in STEPS)
+    if left is not None:
+        np.testing.assert_allclose(left, target - output, rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("prim", [prim for prim in rules.displacement_rules if prim not in LOSSES], ids=str)
+@pytest.mark.parametrize("prim", [prim for prim in rules.projection_rules if prim not in STEPS], ids=str)
 def test_a_small_displacement_has_six_digits_in_32_bits(prim):
     xs = _operands(prim)
     xs32 = tuple(x.astype(jnp.float32) for x in xs)
@@ -136,6 +140,22 @@ def test_a_losss_small_displacement_has_six_digits_in_32_bits(prim):
     assert 1e-13 < jnp.max(jnp.abs(known)) < 1e-10
     # An exponential of -27 has 27 times the rounding of its argument.
     np.testing.assert_allclose(ours, known, rtol=27 * 2**-24 if prim is rules.cross_entropy_p else 1e-6, atol=0)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("prim", [rules.quantize_p, P.sign_p], ids=str)
+def test_a_step_moves_as_its_target_asks(prim):
+    """With a margin projections also move an input that is nobody's business; displacements do not."""
+    operators = dataclasses.replace(pjax.EXACT, step_margin=1.5)
+    x = jnp.array([0.1, 0.1, 0.1, 0.1, -0.1, 4.0])
+    params = {"levels": 2, "scale": 1.0} if prim is rules.quantize_p else {}
+    value = prim.bind(x, **params)
+    distance = jnp.array([0.0, 0.9, 1.1, -20.0, 20.0, 5.0])
+    (projected,), _ = rules.projection_rules[prim]((x,), value + distance, 1, operators, **params)
+    np.testing.assert_allclose(projected, [3, 3, 3, -3, 3, 4])
+    (move,), left = rules.displace(prim, params, (x,), distance, 1, operators)
+    assert left is None
+    np.testing.assert_allclose(move, [0, 0, 2.9, -3.1, 3.1, 0])
 
 
 def _zero_error(output):

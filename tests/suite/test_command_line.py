@@ -165,7 +165,10 @@ def test_make_takes_its_command_line() -> None:
     assert shlex.split(recipe("tables", "TABLE=2,3"))[3:] == ["--table", "2,3"]
     words = shlex.split(recipe("reproduce", "TABLE=beyond"))
     assert words[2:] == ["experiments.reproduce", "sweep=beyond", "preset=beyond"]
-    assert shlex.split(recipe("tables", "TABLE=beyond"))[2:] == ["analysis.beyond", "results/beyond"]
+    words = shlex.split(recipe("reproduce", "TABLE=quantized"))
+    assert words[2:] == ["experiments.reproduce", "sweep=quantized", "preset=beyond"]
+    for table in ("beyond", "quantized"):
+        assert shlex.split(recipe("tables", f"TABLE={table}"))[2:] == ["analysis.beyond", "results/beyond"]
     words = shlex.split(recipe("tables", "TABLE=study"))
     assert words[2:] == ["analysis.beyond", "results/study", "--pivot", "method.target_scale"]
 

@@ -224,6 +224,7 @@ REFUSED = [
     ("displacement", "method.target_scale=0.0", "method.target_scale="),
     ("displacement", "method.sweeps=0", "method.sweeps="),
     ("displacement", "method.prox_lambda=-1.0", "method.prox_lambda="),
+    ("displacement", "method.step_margin=-1.0", "method.step_margin=.*zero, or positive and finite"),
     ("displacement", "method.transform=foo", "unknown gradient method"),
 ]
 """Options that compose but that the engine refuses, and how the message must name them."""
@@ -247,7 +248,7 @@ def test_what_names_data_and_model_together_stands_beside_neither(other: str, ov
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sweep=table9"], "Known sweeps: beyond, demo, study, table2, table3, table4"),
+        (["sweep=table9"], "Known sweeps: beyond, demo, quantized, study, table2, table3, table4"),
         (["sweep=table2,table9"], "unknown sweep 'table9'"),
         (
             ["dataset=digits"],
