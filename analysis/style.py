@@ -29,7 +29,7 @@ METHODS: dict[str, MethodStyle] = {
 # Of no table of the paper.
 MORE_METHODS: dict[str, MethodStyle] = {
     "displacement": MethodStyle("Displacement", "#CC79A7", (0, (8, 2)), "P"),
-    "displacement_steps": MethodStyle("Displacement with margin", "#D55E00", (0, (8, 2, 1, 2)), "P"),
+    "displacement_steps": MethodStyle("Displacement with margin", "#CC79A7", (0, (8, 2, 1, 2)), "h"),
     "straight_through": MethodStyle("Straight-through", "#56B4E9", (0, (2, 1)), "X"),
 }
 

@@ -105,6 +105,13 @@ DEFECTS = (
         ("test_nonlinear.py::test_a_mean_is_projected_as_in_theorem_5",),
     ),
     Defect(
+        "inputs of steps sent where no target is",
+        "projections.py",
+        "(move * distance > 0) &",
+        "(move * distance < 0) &",
+        ("test_displacement.py::test_a_step_moves_as_its_target_asks",),
+    ),
+    Defect(
         "what a product leaves of a displacement",
         "displacement.py",
         "scale, (x, w)), root",

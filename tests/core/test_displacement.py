@@ -158,6 +158,37 @@ def test_a_step_moves_as_its_target_asks(prim):
     np.testing.assert_allclose(move, [0, 0, 2.9, -3.1, 3.1, 0])
 
 
+def test_a_layer_of_signs_is_trained_that_gradients_leave_as_it_is():
+    """A ring around a disc, of which no sum of 32 fixed half-planes through the middle tells."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.uniform(keys[0], (512, 2), jnp.float32, -2, 2)
+    y = (jnp.sum(x * x, -1) > 1.5).astype(jnp.int32)
+    start = {
+        "bias": jnp.zeros(32),
+        "hidden": jax.random.normal(keys[1], (2, 32)),
+        "out": jax.random.normal(keys[2], (32, 2)) / 4,
+    }
+
+    def logits(p):
+        a = x @ p["hidden"]
+        return jnp.sign(a + jnp.broadcast_to(p["bias"], a.shape)) @ p["out"]
+
+    def accuracy(p):
+        return float(jnp.mean(jnp.argmax(logits(p), -1) == y))
+
+    def loss(p):
+        return pjax.nn.cross_entropy(logits(p), y)
+
+    operators = dataclasses.replace(pjax.EXACT, prox_lambda=1.0, step_margin=0.3)
+    method = Displacement(optax.adam(1e-2), 10.0, operators=operators)
+    params, state = start, method.init(start)
+    for _ in range(400):
+        params, state, _ = method.update(loss, params, state)
+    gradients = jax.grad(lambda p: loss(p).mean())(start)
+    assert not np.any(gradients["hidden"])
+    assert accuracy(params) > 0.9 > jnp.mean(y) + 0.1  # of the more frequent label
+
+
 def _zero_error(output):
     rows = output.reshape(-1, output.shape[-1])
     return pjax.nn.squared_error(rows, jnp.zeros_like(rows))
