@@ -108,7 +108,8 @@ def _differing(found: Sequence[Variant]) -> set[str]:
 
 
 def _settings(one: Variant, keys: set[str]) -> list[str]:
-    return [f"{key.partition('.')[2]} {one.config.get(key)}" for key in sorted(keys)]
+    # A key that came after the first runs is left out of their configuration, and where it has its default.
+    return [f"{key.partition('.')[2]} {one.config.get(key, 'default')}" for key in sorted(keys)]
 
 
 def _devices(places: dict[tuple[str, str], list[Variant]]) -> list[str]:
@@ -150,8 +151,9 @@ def layout(places: dict[tuple[str, str], list[Variant]], published: Published) -
 
 
 def network(model: str) -> str:
-    """Returns an architecture's name with its family, as there may be several in a table."""
-    return f"{family_label(model)} {model_label(model)}"
+    """Returns an architecture's name with its family, as there may be several in a table; other names as they are."""
+    label = model_label(model)
+    return label if label == model else f"{family_label(model)} {label}"
 
 
 def _reference(one: Variant, found: Sequence[Variant]) -> Variant | None:
