@@ -88,6 +88,8 @@ def test_the_guide_to_wandb(do: Callable[..., str], shared: Path) -> None:
         online = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": server.url}
         do(f"make data DATASET=mnist RAW={shared / 'data'}")
         do(f"{reproduce} {SHORT}", **online)
+        # Behind the command, and on a busy machine later than the next one's.
+        wait(lambda: any(sent.summary.get("status") == "finished" for sent in server.runs.values()), str)
         do(f"{one} {FEW} tracker.wait_s=60", **online)
         assert [name.partition("-sgd")[0] for name in server.runs][:1] == ["mnist-mlp_1x128"]
         assert any(name.startswith("digits-") for name in server.runs)

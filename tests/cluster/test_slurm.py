@@ -234,7 +234,8 @@ def test_several_processes_do_a_run_and_one_writes(
     (ours,), (alone,) = map(outcome, split.planned), map(outcome, locally(sweep(*LONG, "seeds=1")))
     for event, expected in zip(ours["events"], alone["events"], strict=True):
         known = {key: value for key, value in expected.items() if value is not None}
-        assert {key: event[key] for key in known} == pytest.approx(known, rel=1e-3)
+        # Two processes add in another order, and rounding grows as Adam goes on.
+        assert {key: event[key] for key in known} == pytest.approx(known, rel=1e-3 + 1e-5 * expected["step"])
         assert event.keys() == expected.keys()
     environment = json.loads((folder_of(run.config) / "environment.json").read_text())
     assert environment["device"].endswith(", 2 processes")

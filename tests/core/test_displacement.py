@@ -429,15 +429,15 @@ def test_convolutions_and_pooling_are_swept():
 
 
 @pytest.mark.usefixtures("x64")
-def test_as_many_sweeps_as_steps_reach_back_to_the_start_of_a_recurrence():
+@pytest.mark.parametrize("gain", ["fan_out", "element"])
+def test_as_many_sweeps_as_steps_reach_back_to_the_start_of_a_recurrence(gain):
     model = RNN(5, 4, 6, 4)
     keys = jax.random.split(jax.random.key(0), 3)
     tokens, y = (jax.random.randint(key, (4, 3), 0, 5) for key in keys[:2])
     params = jax.tree.map(lambda a: a.astype(jnp.float64), model.init(keys[2]))
 
     def swept(sweeps, unroll):
-        # The factors of the other gains are of all steps of a recurrence, and of each of those that are unrolled.
-        method = Displacement(optax.sgd(1.0), 0.1, "fan_out", sweeps)
+        method = Displacement(optax.sgd(1.0), 0.1, gain, sweeps)
         return _swept(method, lambda p: pjax.nn.cross_entropy(model.apply(p, tokens, False, unroll), y), params)
 
     known, found, fewer = swept(1, unroll=True), swept(4, unroll=False), swept(2, unroll=False)
