@@ -226,14 +226,14 @@ def displace_step(
 ) -> Array:
     """How far a step's input moves for a target so far from its value: a way that the target asks for.
 
-    Inputs closer to the next level than a margin are moved without being asked, also by projections. Here they stay,
-    as do all whose target is nearer to their own level than to another one.
+    With a margin projections also move inputs that no target asks to move. Here they stay, as do those whose target is
+    nearer to their own level than to another one.
 
     Args:
         project: ``project(x, target, weight)``, the step's projection.
         x: any shape.
         value, distance, weight: its shape; see the module.
-        gap: between neighbouring levels.
+        gap: between neighbouring levels; 0 without a margin.
     """
     move = project(x, value + distance, weight)[0] - x
     return jnp.where((move * distance > 0) & (jnp.abs(distance) > gap / 2), move, 0)

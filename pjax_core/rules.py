@@ -285,8 +285,10 @@ def _step(prim: Primitive, project: Callable[..., projections.Point], gap: Calla
         operands: Operands, distance: Array, weight: ArrayLike, operators: Operators, **params: Any
     ) -> Projected:
         (x,) = operands
-        bound = functools.partial(project, margin=operators.step_margin, **params)
-        return (projections.displace_step(bound, x, prim.bind(x, **params), distance, weight, gap(**params)),), None
+        margin = operators.step_margin
+        bound = functools.partial(project, margin=margin, **params)
+        least = gap(**params) if margin else 0.0
+        return (projections.displace_step(bound, x, prim.bind(x, **params), distance, weight, least),), None
 
     return rule, displace
 
