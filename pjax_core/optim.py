@@ -35,6 +35,11 @@ __all__ = [
 
 Representation = Literal["auto", "edges", "consensus", "history"]
 
+WIDE = 32
+"""Copies of every element from which on "auto" holds a node by its history."""
+LONGEST = 8
+"""Consensus values per step of the window up to which it does: with more, edges are as cheap."""
+
 
 class Result(NamedTuple):
     """What an update returns."""
@@ -172,12 +177,14 @@ class _Reflecting(ProjectionMethod):
     """Methods that combine projections linearly, so that copies of one value differ all the time.
 
     Attributes:
-        window: slots of past consensus values per node held by history (see
-            :class:`pjax_core.history.History`). Exact when it holds every consensus of an update. A node at most two
-            constraints from a loss, where the past has a long weight, keeps one slot more.
+        window: how long a past a node held by history keeps, in units of what the method's step remembers: one
+            consensus value for DR, two for the difference map (see :class:`pjax_core.history.History`). Exact when it
+            holds every consensus of an update. A node at most two constraints from a loss, where the past has a long
+            weight, keeps one more.
 
     ``representation="history"`` holds every bilinear node by its history; ``"auto"`` those that keep at
-    least 32 copies of every element, and the edges of the rest, such as an output layer of 10 classes.
+    least 32 copies of every element, and the edges of the rest, such as an output layer of 10 classes. A method that
+    forgets slowly (relaxed DR far from 1/2, and reflections never) has edges only.
     """
 
     window: int = 1
@@ -188,6 +195,10 @@ class _Reflecting(ProjectionMethod):
         """Refuse what no update can honour."""
         super().__post_init__()
         require_count("window", self.window)
+
+    def memory(self) -> float:
+        """How many consensus values to keep per step of the window; with fewer, errors may grow without bound."""
+        return 1
 
     def gap(self, problem: Problem, z: State) -> Array:
         """``|P_A z - P_B z|``."""
@@ -206,10 +217,12 @@ class _Reflecting(ProjectionMethod):
         near_loss = any(graph.nodes[n].kind == "loss" for n in near)
         # A constant's copies are not kept; a narrow layer near the loss needs its edges all the same.
         moving = [i for i, o in enumerate(node.operands) if any(graph.nodes[p].kind != "constant" for p in o.producers)]
-        wide = self.representation == "history" or Dots(node).fan_out((0, 1) if near_loss else moving) >= 32
-        window = self.window + near_loss
+        wide = Dots(node).fan_out((0, 1) if near_loss else moving) >= WIDE and self.memory() <= LONGEST
+        if not wide and self.representation != "history":
+            return Edges
+        window = self.window * int(min(self.memory(), LONGEST)) + near_loss
         gram = window > 1 or number not in self.cycle(graph)[0]
-        return functools.partial(History, window=window, gram=gram) if wide else Edges
+        return functools.partial(History, window=window, gram=gram)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,6 +243,11 @@ class DouglasRachford(_Reflecting):
         require_number("relaxation", self.relaxation)
         if not 0 < self.relaxation <= 1:
             raise ValueError(f"relaxation={self.relaxation}: it lies in (0, 1]; 0.5 as published")
+
+    def memory(self) -> float:
+        """A step multiplies the past by about ``1 - 2 r``: until a hundredth is left. Reflections forget nothing."""
+        left = abs(1 - 2 * self.relaxation)
+        return math.inf if left == 1 else max(1, math.ceil(math.log(0.01, left))) if left else 1
 
     def step(self, problem: Problem, z: State) -> State:
         """Reflect, project, average; the shadow is read out of the governing iterate."""
@@ -275,7 +293,7 @@ class DifferenceMap(_Reflecting):
     Attributes:
         beta: not 0; its size is usually near 1.
 
-    History is exact with a window of ``2 * steps_per_update + 1``.
+    History is exact with a window of ``steps_per_update + 1``.
     """
 
     beta: float = 1.0
@@ -286,6 +304,10 @@ class DifferenceMap(_Reflecting):
         require_number("beta", self.beta)
         if not math.isfinite(self.beta) or self.beta == 0:
             raise ValueError(f"beta={self.beta}: a number but 0, which never moves; its size is usually near 1")
+
+    def memory(self) -> float:
+        """Both projections onto a node's producers give its copies something new."""
+        return 1 if abs(self.beta) == 1 else 2
 
     def step(self, problem: Problem, z: State) -> State:
         """Project four times, twice where beta is 1 or -1."""

@@ -1,5 +1,7 @@
 """Histories: which nodes they hold, what a window loses, and what it folds."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +39,27 @@ def test_short_windows_stay_within_their_bound(sizes, skip, operators, window, b
     assert list(map(type, holders.values())).count(History) == len(sizes) - 2
     edges, windowed = (DR(20, operators, r, window=window).update(loss_fn, start).params for r in ("edges", "auto"))
     assert relative_error(windowed, edges, start) < bound
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    ("make", "slots"),
+    [
+        (functools.partial(optim.DifferenceMap, beta=0.8), 2),
+        (functools.partial(optim.DifferenceMap, beta=-1.0), 1),
+        (functools.partial(DR, relaxation=0.3), 6),
+        (functools.partial(DR, relaxation=0.6), 3),
+        (functools.partial(DR, relaxation=1.0), None),
+        (optim.CyclicDouglasRachford, 1),
+    ],
+)
+def test_the_default_serves_every_method_for_a_whole_update(make, slots):
+    """With one slot the difference map grew by a factor in each step: parameters of 1e13 after 50."""
+    loss_fn, start = network((40, 64, 5), batch=64)
+    holders = _problem(loss_fn, start, make()).holders
+    assert [h.window for h in holders.values() if isinstance(h, History)] == ([slots] if slots else [])
+    edges, windowed = (make(50, representation=r).update(loss_fn, start).params for r in ("edges", "auto"))
+    assert relative_error(windowed, edges, start) < 0.01
 
 
 @pytest.mark.usefixtures("x64")

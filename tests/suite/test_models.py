@@ -23,7 +23,7 @@ SAMPLES = {
     "higgs": np.zeros((3, 28), np.float32),
     "shakespeare": np.zeros((3, 64), np.int32),
 }
-MLP, CNN, RNN = "mlp", "cnn", "rnn"
+MLP, CNN, RNN, QUANTIZED = "mlp", "cnn", "rnn", "quantized"
 
 
 def parameters(*overrides: str) -> Any:
@@ -41,6 +41,8 @@ def dense(*widths: int, bias: int) -> int:
 def expected_parameters(data: str, model: str, bias: int) -> int:
     """Counted by hand from Section 5.2."""
     family, size, *skip = model.split("_")
+    if family == QUANTIZED:  # no network of the paper
+        return dense(784, 128, 10, bias=bias)
     depth, width = map(int, size.split("x"))
     classes = {"higgs": 2, "shakespeare": 65}.get(data, 10)
     if family == MLP:
