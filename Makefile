@@ -46,8 +46,8 @@ arg = $(if $($(1)),$(call quoted,$(2)=$($(1))))
 comma := ,
 tables = $(if $(filter all,$(1)),2$(comma)3$(comma)4,$(1))
 # What the paper has no table of has a sweep and a preset of its own.
-BEYOND := beyond quantized study
-APART = $(if $(filter study,$(TABLE)),study,beyond)
+BEYOND := beyond quantized capped study
+APART = $(if $(filter quantized,$(TABLE)),beyond,$(TABLE))
 $(if $(filter-out $(TABLE),$(filter $(BEYOND),$(subst $(comma), ,$(TABLE)))),$(error TABLE=$(TABLE): $(BEYOND) stand alone))
 SWEEP = $(call quoted,sweep=$(if $(filter $(BEYOND),$(TABLE)),$(TABLE),table$(subst $(comma),$(comma)table,$(call tables,$(TABLE)))))
 SHOWN = analysis.beyond results/$(APART) $(if $(filter study,$(TABLE)),--pivot method.target_scale)
@@ -83,10 +83,10 @@ data: $(if $(filter tfds,$(SOURCE)),$(TFDS)/.locked,$(STAMP)) ## download a data
 	@$(if $(filter tfds,$(SOURCE)),$(TFDS)/bin,$(BIN))/python -m experiments.data \
 	  $(call arg,DATASET,dataset) $(call arg,RAW,raw) $(call arg,SOURCE,source) $(COPY)
 
-reproduce: $(STAMP) ## run what is missing, then tables, figures and report: TABLE=2,3,4,all or beyond,quantized,study PRESET=paper,quick,smoke [DATASET= MODEL= METHOD= SEEDS= ENGINE= JOBS=2 TOGETHER=yes TRACKER=wandb LAUNCHER=slurm CLUSTER=<profile>]
+reproduce: $(STAMP) ## run what is missing, then tables, figures and report: TABLE=2,3,4,all or beyond,quantized,capped,study PRESET=paper,quick,smoke [DATASET= MODEL= METHOD= SEEDS= ENGINE= JOBS=2 TOGETHER=yes TRACKER=wandb LAUNCHER=slurm CLUSTER=<profile>]
 	@$(BIN)/python -m experiments.$(REPRODUCE) $(SWEEP) $(SELECTION)
 
-tables: $(STAMP) ## print ours beside published, from the records that exist: tables that have some, or [TABLE= DATASET=]; TABLE=beyond,quantized,study: other methods
+tables: $(STAMP) ## print ours beside published, from the records that exist: tables that have some, or [TABLE= DATASET=]; TABLE=beyond,quantized,capped,study: other methods
 	@$(BIN)/python -m $(if $(filter $(BEYOND),$(TABLE)),$(SHOWN),analysis.tables \
 	  $(if $(filter command,$(origin TABLE)),$(if $(filter-out all,$(TABLE)),--table $(call quoted,$(TABLE)))) \
 	  $(if $(filter command,$(origin DATASET)),--dataset $(call quoted,$(DATASET))))

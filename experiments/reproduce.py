@@ -22,7 +22,7 @@ LOOK_SECONDS = 1.0
 """Between two looks at the runs that other processes work on."""
 NAMED = 3
 """How many of the runs that one error stops are named."""
-BEYOND = {"beyond": (), "study": ("--pivot", "method.target_scale")}
+BEYOND = {"beyond": (), "capped": (), "study": ("--pivot", "method.target_scale")}
 """Presets whose runs the paper has no table of, and how they are shown."""
 
 

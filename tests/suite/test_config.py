@@ -248,13 +248,13 @@ def test_what_names_data_and_model_together_stands_beside_neither(other: str, ov
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sweep=table9"], "Known sweeps: beyond, demo, quantized, study, table2, table3, table4"),
+        (["sweep=table9"], "Known sweeps: beyond, capped, demo, quantized, study, table2, table3, table4"),
         (["sweep=table2,table9"], "unknown sweep 'table9'"),
         (
             ["dataset=digits"],
             "sweep table2 has no dataset 'digits'. It has: mnist, cifar10, higgs. There it is: sweep=demo",
         ),
-        (["dataset=shakespeare"], "There it is: sweep=beyond,study,table4"),
+        (["dataset=shakespeare"], "There it is: sweep=beyond,capped,study,table4"),
         (["method=sgd,foo"], "sweep table2 has no method 'foo'. It has: sgd, adam, dr, ap, cp"),
         (["sweep=table4", "method=cp"], "sweep table4 has no method 'cp'. It has: sgd, adam, dr, ap"),
         (["sweep=demo", "model=foo"], "It has: mlp_1x32"),
