@@ -50,7 +50,7 @@ BEYOND := beyond quantized capped study
 APART = $(if $(filter quantized,$(TABLE)),beyond,$(TABLE))
 $(if $(filter-out $(TABLE),$(filter $(BEYOND),$(subst $(comma), ,$(TABLE)))),$(error TABLE=$(TABLE): $(BEYOND) stand alone))
 SWEEP = $(call quoted,sweep=$(if $(filter $(BEYOND),$(TABLE)),$(TABLE),table$(subst $(comma),$(comma)table,$(call tables,$(TABLE)))))
-SHOWN = analysis.beyond results/$(APART) $(if $(filter study,$(TABLE)),--pivot method.target_scale)
+SHOWN = analysis.beyond results/$(APART) $(if $(filter study,$(TABLE)),--pivot method.target_scale)$(if $(filter quantized,$(TABLE)),--model 'quantized_*')
 COPY = $(call arg,SUBSET,dataset.subset) $(call arg,ALTERED,dataset.altered)
 SELECTION = $(call arg,DATASET,dataset) $(call arg,PRESET,preset) $(call arg,SEEDS,seeds) \
             $(COPY) $(call arg,TOGETHER,together) $(call arg,JOBS,jobs) $(call arg,MODEL,model) $(call arg,METHOD,method) $(call arg,ENGINE,engine) \
@@ -88,8 +88,8 @@ reproduce: $(STAMP) ## run what is missing, then tables, figures and report: TAB
 
 tables: $(STAMP) ## print ours beside published, from the records that exist: tables that have some, or [TABLE= DATASET=]; TABLE=beyond,quantized,capped,study: other methods
 	@$(BIN)/python -m $(if $(filter $(BEYOND),$(TABLE)),$(SHOWN),analysis.tables \
-	  $(if $(filter command,$(origin TABLE)),$(if $(filter-out all,$(TABLE)),--table $(call quoted,$(TABLE)))) \
-	  $(if $(filter command,$(origin DATASET)),--dataset $(call quoted,$(DATASET))))
+	  $(if $(filter command,$(origin TABLE)),$(if $(filter-out all,$(TABLE)),--table $(call quoted,$(TABLE))))) \
+	  $(if $(filter command,$(origin DATASET)),--dataset $(call quoted,$(DATASET)))
 
 figures: $(STAMP) $(GRAPHS) ## Figures 3-7 from records, benchmarks and traced graphs, in results/figures
 	@$(BIN)/python -m analysis.figures

@@ -1,119 +1,54 @@
 """Beyond the paper: other methods beside its five, as a table and a figure, and what a method's settings are worth.
 
-``python -m analysis.beyond [results/beyond] [--out results/beyond]``
+``python -m analysis.beyond [results/beyond] [--dataset mnist] [--model 'mlp_*'] [--out results/beyond]``
 ``python -m analysis.beyond results/study --pivot method.target_scale``
 
 The first compares the methods of each network, ours with ours on the same device. With ``--pivot`` there is a table of
-accuracies for each network instead, a column for each value of that key.
+accuracies for each network instead, a column for each value of that key. ``--dataset`` and ``--model`` narrow what
+is printed: the files always hold all.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
-import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.compare import CompareError, Ours, dotted, grouped, ours_of
+from analysis.compare import CompareError
 from analysis.figures import Drawn, write_figures
 from analysis.layouts import MISSING, Column, Layout, Line, marks, mean_std, ratio, signed, variant_label
-from analysis.load import LoadError, load_events, load_failures, load_records, shared_part
+from analysis.load import LoadError, load_events, load_failures, load_records
+from analysis.pivots import pivots
 from analysis.plots import draw_band, legend, logarithmic
 from analysis.published import Published, load_published
 from analysis.statistics import contrast
 from analysis.style import (
-    METHODS,
-    MORE_METHODS,
     RC,
     MethodStyle,
     dataset_label,
-    family_label,
-    method_label,
     method_style,
-    model_label,
 )
 from analysis.tables import hardware_notes, mark_notes, markdown, terminal_table
 from analysis.terminal import existing_folder, print_table, shown_path
+from analysis.variants import Variant, devices_of, network, variants
 
 DEFAULT_RUNS = Path("results/beyond")
-REFERENCE = "adam"
+REFERENCES = ("straight_through", "adam")
 COMPARED = (
-    "A difference is to Adam's runs on the same device and data, with Welch's 95 % interval. An update reads one batch,"
-    " which counts as 50 steps of DR, AP and CP."
+    "A difference and a ratio of times are to runs by Adam on the same device and data, by the straight-through"
+    " estimator where there are some, with Welch's 95 % interval. An update reads one batch, which counts as 50 steps"
+    " of DR, AP and CP."
 )
 _LINES: tuple[tuple[int, tuple[float, ...]], ...] = ((0, (1, 0)), (0, (1, 1)), (0, (6, 1, 1, 1)))
 _MARKERS = ("P", "X", "d", "*")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """Runs of one network by one method in one configuration on one device; ``config`` has dotted keys and no seed.
-
-    ``label`` is the method's name, with the settings in which it differs from others of the same network and method.
-    """
-
-    dataset: str
-    model: str
-    method: str
-    config: dict[str, Any]
-    ours: Ours
-    label: str = ""
-
-    @property
-    def steps_per_update(self) -> int:
-        """Steps that a batch counts as."""
-        return int(self.config.get("method.steps_per_update", 1))
-
-
-def variants(records: pd.DataFrame) -> dict[tuple[str, str], list[Variant]]:
-    """Returns what was run of each network, in the order of methods.
-
-    Raises CompareError, naming the files, when one seed was run twice in one configuration.
-    """
-    order = [*METHODS, *MORE_METHODS]
-    found: dict[tuple[str, str, str], list[Variant]] = defaultdict(list)
-    for group in (group for groups in grouped(records).values() for group in groups):
-        first = group.iloc[0]
-        config = dotted(shared_part(json.loads(first["config"])))
-        one = Variant(first["dataset"], first["model"], first["method"], config, ours_of(group))
-        found[one.dataset, one.model, one.method].append(one)
-    places: dict[tuple[str, str], list[Variant]] = {}
-    for key in sorted(
-        found, key=lambda key: (*key[:2], order.index(key[2]) if key[2] in order else len(order), key[2])
-    ):
-        places.setdefault(key[:2], []).extend(_labelled(found[key]))
-    return places
-
-
-def _labelled(alike: Sequence[Variant]) -> list[Variant]:
-    keys = _differing(alike) - {"engine.name"}
-    labels = [", ".join([method_label(one.method, one.ours.engine), *_settings(one, keys)]) for one in alike]
-    labelled = [replace(one, label=label) for one, label in zip(alike, labels, strict=True)]
-    return sorted(labelled, key=lambda one: (one.ours.device, one.label))
-
-
-def _differing(found: Sequence[Variant]) -> set[str]:
-    """The keys in which configurations differ."""
-    keys = {key for one in found for key in one.config}
-    return {key for key in keys if len({json.dumps(one.config.get(key)) for one in found}) > 1}
-
-
-def _settings(one: Variant, keys: set[str]) -> list[str]:
-    # A key that came after the first runs is left out of their configuration, and where it has its default.
-    return [f"{key.partition('.')[2]} {one.config.get(key, 'default')}" for key in sorted(keys)]
-
-
-def _devices(places: dict[tuple[str, str], list[Variant]]) -> list[str]:
-    return sorted({one.ours.device for found in places.values() for one in found})
 
 
 def layout(places: dict[tuple[str, str], list[Variant]], published: Published) -> Layout:
@@ -124,24 +59,24 @@ def layout(places: dict[tuple[str, str], list[Variant]], published: Published) -
         Column("Seeds", "ours"),
         Column("Test accuracy (%) ours", "ours"),
         Column("Test accuracy (%) published", "published"),
-        Column("Difference to Adam [95\u00a0%]", "ours"),
+        Column("Difference [95\u00a0%]", "ours"),
         Column("Updates run", "ours"),
         Column("Device time/update (ms) ours", "ours"),
-        Column("x Adam ours", "ours"),
+        Column("Ratio ours", "ours"),
     ]
     lines = []
-    devices = _devices(places)
+    devices = devices_of(places)
     for (dataset, model), found in places.items():
         for one in found:
-            adam = _reference(one, found)
-            times = [_update_ms(each) if each else None for each in (one, adam)]
+            reference = _reference(one, found)
+            times = [_update_ms(each) if each else None for each in (one, reference)]
             paper = cells.get((dataset, model, one.method))
             values = (
                 variant_label(one.label, one.ours.device, devices, config=False) + marks(one.ours),
                 ", ".join(map(str, one.ours.seeds)),
                 mean_std(one.ours.accuracy, 2),
                 MISSING if paper is None else "{:.1f} ± {:.1f}".format(*paper.accuracy),
-                _difference(one, adam),
+                _difference(one, reference),
                 _updates(one),
                 MISSING if times[0] is None else f"{times[0]:.3f}",
                 ratio(times[0] / times[1] if times[0] and times[1] else None),
@@ -150,20 +85,21 @@ def layout(places: dict[tuple[str, str], list[Variant]], published: Published) -
     return Layout("beyond", "Beyond the paper: means of our runs", tuple(columns), tuple(lines))
 
 
-def network(model: str) -> str:
-    """Returns an architecture's name with its family, as there may be several in a table; other names as they are."""
-    label = model_label(model)
-    return label if label == model else f"{family_label(model)} {label}"
-
-
 def _reference(one: Variant, found: Sequence[Variant]) -> Variant | None:
-    """The only runs by Adam on the same data and device; what they and others have in common is not compared."""
+    """The only configuration of the reference on the same data and device; what all have in common is not compared."""
+    same = _references(one, found)
+    return same[0] if len(same) == 1 else None
+
+
+def _references(one: Variant, found: Sequence[Variant]) -> list[Variant]:
+    """Every configuration of the reference on the same data, in the same batches and on the same device."""
 
     def where(each: Variant) -> tuple[object, ...]:
         return each.ours.device, each.ours.data_sha256, each.config["protocol.batch_size"]
 
-    same = [other for other in found if other.method == REFERENCE and where(other) == where(one)]
-    return same[0] if len(same) == 1 else None
+    same = [other for other in found if where(other) == where(one)]
+    alike = ([other for other in same if other.method == name] for name in REFERENCES)
+    return next((references for references in alike if references), [])
 
 
 def _update_ms(one: Variant) -> float | None:
@@ -176,10 +112,10 @@ def _updates(one: Variant) -> str:
     return MISSING if steps is None else f"{steps / one.steps_per_update:,.0f}"
 
 
-def _difference(one: Variant, adam: Variant | None) -> str:
-    if adam is None or one.method == REFERENCE:
+def _difference(one: Variant, reference: Variant | None) -> str:
+    if reference is None or one is reference:
         return MISSING
-    estimate = contrast([(1.0, one.ours.accuracy), (-1.0, adam.ours.accuracy)])
+    estimate = contrast([(1.0, one.ours.accuracy), (-1.0, reference.ours.accuracy)])
     if estimate is None:
         return MISSING
     low, high = estimate.interval()
@@ -191,7 +127,7 @@ def figure(places: dict[tuple[str, str], list[Variant]], folder: Path) -> Figure
 
     Raises LoadError, naming the file, for events that cannot be read.
     """
-    devices = _devices(places)
+    devices = devices_of(places)
     drawn = Figure(figsize=(10.0, 1.0 + 2.9 * len(places)), layout="constrained")
     grid = drawn.subplots(len(places), 2, squeeze=False, sharey="row")
     for axes, ((dataset, model), found) in zip(grid, places.items(), strict=True):
@@ -223,47 +159,6 @@ def _looks(found: Sequence[Variant]) -> list[MethodStyle]:
     return looks
 
 
-def pivots(places: dict[tuple[str, str], list[Variant]], key: str) -> list[Layout]:
-    """Returns for each network its test accuracies, a row for each method and its other settings.
-
-    Raises CompareError where no run says the key.
-    """
-    found: list[Layout] = []
-    devices = _devices(places)
-    for (dataset, model), alike in places.items():
-        having = [one for one in alike if key in one.config]
-        values = sorted(
-            {one.config[key] for one in having},
-            key=lambda value: (isinstance(value, str), str(value) if isinstance(value, str) else value or 0),
-        )
-        others = _differing(having) - {key}
-        rows: dict[tuple[str, ...], dict[Any, Ours]] = {}
-        for one in having:
-            settings = [*_settings(one, others), *([one.ours.device] if len(devices) > 1 else [])]
-            rows.setdefault((method_label(one.method, None), ", ".join(settings)), {})[one.config[key]] = one.ours
-        if not rows:
-            continue
-        names = ("Dataset", "Architecture", "Method", "Settings")
-        columns = [Column(name, "text") for name in names] + [Column(f"{value}", "ours") for value in values]
-        lines = [
-            Line(
-                None,
-                (
-                    dataset_label(dataset),
-                    network(model),
-                    *row,
-                    *(mean_std(cells[value].accuracy, 1) if value in cells else MISSING for value in values),
-                ),
-            )
-            for row, cells in sorted(rows.items())
-        ]
-        caption = f"{dataset_label(dataset)}, {network(model)}: test accuracy (%) by {key}"
-        found.append(Layout(f"{dataset}-{model}", caption, tuple(columns), tuple(lines)))
-    if places and not found:
-        raise CompareError(f"no run has the key {key}")
-    return found
-
-
 def load_variants(runs: Path) -> dict[tuple[str, str], list[Variant]]:
     """Reads what was run of each network.
 
@@ -278,7 +173,7 @@ def load_variants(runs: Path) -> dict[tuple[str, str], list[Variant]]:
 def notes(places: dict[tuple[str, str], list[Variant]], runs: Path) -> list[str]:
     """Returns the lines below every table: marks, hardware, failed runs."""
     every = [one.ours for found in places.values() for one in found]
-    lines = [*mark_notes(every), *hardware_notes(_devices(places))]
+    lines = [*mark_notes(every), *hardware_notes(devices_of(places))]
     lines += [
         f"Failed: {failure.run_id} at step {failure.step:,}: `{' '.join(failure.error.replace('`', '').split())}`."
         for failure in load_failures(runs)
@@ -313,11 +208,25 @@ def load_beyond(runs: Path) -> Beyond | None:
         return None
     places = load_variants(runs)
     with mpl.rc_context(RC):
-        return Beyond(layout(places, load_published()), [*notes(places, runs), COMPARED], draw(places, runs))
+        return Beyond(layout(places, load_published()), [*notes(places, runs), *_compared(places)], draw(places, runs))
 
 
-def write_beyond(runs: Path, out: Path, pivot: str | None) -> list[Path]:
+def _compared(places: dict[tuple[str, str], list[Variant]]) -> list[str]:
+    """The lines below the table of methods."""
+    several = {
+        f"{dataset_label(dataset)} {network(model)}"
+        for (dataset, model), found in places.items()
+        if any(len(_references(one, found)) > 1 for one in found)
+    }
+    places_of = ", ".join(sorted(several))
+    unclear = f"No difference where the reference ran in several configurations: {places_of}."
+    return [COMPARED, *([unclear] if several else [])]
+
+
+def write_beyond(runs: Path, out: Path, pivot: str | None, dataset: str | None = None, model: str = "*") -> list[Path]:
     """Prints and writes ``beyond.md`` and, without a pivot, the figure ``curves``; returns the paths.
+
+    Only what is of the data set, if one is given, and of such models is printed.
 
     Raises LoadError and CompareError, which name the offending record or folder.
     """
@@ -326,9 +235,21 @@ def write_beyond(runs: Path, out: Path, pivot: str | None) -> list[Path]:
     command += ["--out", shown_path(out)] if out != runs else []
     command += ["--pivot", pivot] if pivot else []
     made = shlex.join(command)
-    tables = pivots(places, pivot) if pivot else [layout(places, load_published())]
-    below = [*notes(places, runs), *([] if pivot else [COMPARED])]
-    for table in tables:
+    failures = load_failures(runs)
+    tables = pivots(places, failures, pivot) if pivot else [layout(places, load_published())]
+    below = [*notes(places, runs), *([] if pivot else _compared(places))]
+    known = sorted({name for name, _ in places})
+    if dataset is not None and dataset not in known:
+        raise CompareError(f"no run of data set {dataset} under {shown_path(runs)}; there are {', '.join(known)}")
+
+    def narrowed(place: tuple[str, ...]) -> bool:
+        return dataset in (None, place[0]) and fnmatchcase(place[1], model)
+
+    shown = {place: found for place, found in places.items() if narrowed(place)}
+    failed = [failure for failure in failures if narrowed(failure.cell)]
+    if not shown:
+        raise CompareError(f"no run of a network {model} under {shown_path(runs)}")
+    for table in pivots(shown, failed, pivot) if pivot else [layout(shown, load_published())]:
         print_table(terminal_table(table))
     print("\n".join(below))
     out.mkdir(parents=True, exist_ok=True)
@@ -351,10 +272,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help="folder for the files; default: that of the runs")
     parser.add_argument("--pivot", metavar="KEY", help="a key of the configuration, such as method.target_scale")
+    parser.add_argument("--dataset", metavar="NAME", help="print only what is of this data set")
+    parser.add_argument("--model", metavar="PATTERN", default="*", help="and of such networks, as 'quantized_*'")
     args = parser.parse_args(argv)
     out: Path = args.out or args.runs
     try:
-        written = write_beyond(args.runs, out, args.pivot)
+        written = write_beyond(args.runs, out, args.pivot, args.dataset, args.model)
     except (LoadError, CompareError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

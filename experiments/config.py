@@ -391,7 +391,7 @@ def validate(config: RunConfig) -> None:
         for key, value in dataclasses.asdict(getattr(config, group)).items():
             finite = not isinstance(value, float) or math.isfinite(value)
             checks.append((finite, f"{group}.{key}={value} is not finite"))
-    if isinstance(method, GradientConfig):
+    if isinstance(method, GradientConfig | DisplacementConfig):
         rate = method.learning_rate
         checks.append((rate > 0, f"method.learning_rate={rate} is not positive"))
     if isinstance(config.tracker, WandbConfig):

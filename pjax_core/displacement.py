@@ -21,7 +21,7 @@ from pjax_core.bilinear import Dots
 from pjax_core.copies import Values, at_least_one
 from pjax_core.counting import Counts, count_edges
 from pjax_core.graph import Graph, Node
-from pjax_core.operators import EXACT, Operators, require_count, require_number
+from pjax_core.operators import EXACT, Operators, require_count, require_number, require_operators
 from pjax_core.trace import LossFn, Params, Program, trace_with_arrays
 
 Gain = Literal["none", "fan_out", "node", "element"]
@@ -62,8 +62,8 @@ class Displacement:
             through flat regions.
         gain: ``"none"``: a displacement is the mean over the readers' copies (Eq. 10). ``"fan_out"``: their sum.
             ``"node"``: also what a node hands on is multiplied by the ratio of the sizes of what it was given and
-            what it did not follow, a mean of ``1 + |f'|^2`` over its elements. ``"element"``: products, sums and
-            maxima of arrays, and ReLUs multiply by each element's own factor instead.
+            what it did not follow, a mean of ``1 + |f'|^2`` over its elements. ``"element"``: every element's own
+            factor instead, where the rule has a displacement form.
         sweeps: how often a recurrence is swept; each goes one step back in time. What only later steps read moves
             from the second on.
         operators: which projections; ``consensus`` is always over edges, and there are no weights.
@@ -89,6 +89,7 @@ class Displacement:
         require_count("sweeps", self.sweeps)
         if self.gain not in get_args(Gain):
             raise ValueError(f"gain={self.gain!r}: choose one of {', '.join(get_args(Gain))}")
+        require_operators(self.operators)
         if self.operators.weighted:
             raise ValueError("operators.weighted: displacements have no weights")
 
@@ -202,13 +203,13 @@ class _Sweep:
             return [self._method.target_scale * move for move in moves]
         if left is None or gain in ("none", "fan_out"):
             return moves
+        own = None
         if gain == "element" and node.primitive in rules.displacement_rules:
             own = jnp.where(left == 0, 1, displacement / jnp.where(left == 0, 1, left))
-        else:
-            own = None
+            own = jnp.expand_dims(own, dict(node.params).get("axes", ()))  # what a reduction's operands have more
         total = jnp.sum(jnp.abs(left))
         mean = jnp.where(total > 0, jnp.sum(jnp.abs(displacement)) / total, 1)
-        return [move * (mean if own is None or own.shape != move.shape else own) for move in moves]
+        return [move * (mean if own is None or own.ndim != move.ndim else own) for move in moves]
 
 
 def _dots(

@@ -28,6 +28,12 @@ def require_bool(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r}: True or False")
 
 
+def require_operators(value: Any) -> None:
+    """Refuse what chooses no operators."""
+    if not isinstance(value, Operators):
+        raise TypeError(f"operators={value!r}: pass pjax.EXACT, pjax.PUBLISHED or Operators")
+
+
 @dataclasses.dataclass(frozen=True)
 class Operators:
     """Choices inside the projections. The defaults are exact operators in the plain metric.

@@ -18,7 +18,7 @@ from pjax_core.diagnostics import Diagnostics, diagnose
 from pjax_core.displacement import Displacement
 from pjax_core.graph import Graph
 from pjax_core.history import History
-from pjax_core.operators import EXACT, Operators, require_bool, require_count, require_number
+from pjax_core.operators import EXACT, Operators, require_bool, require_count, require_number, require_operators
 from pjax_core.problem import AnyHolder, Problem, State
 from pjax_core.stacking import stack
 from pjax_core.trace import LossFn, Params, Program, trace_with_arrays
@@ -79,8 +79,7 @@ class ProjectionMethod(abc.ABC):
         """Refuse what no update can honour."""
         require_count("steps_per_update", self.steps_per_update)
         require_bool("stacking", self.stacking)
-        if not isinstance(self.operators, Operators):
-            raise TypeError(f"operators={self.operators!r}: pass pjax.EXACT, pjax.PUBLISHED or Operators")
+        require_operators(self.operators)
         if self.representation not in ("auto", *self._supported):
             raise ValueError(
                 f"representation={self.representation!r} does not serve {type(self).__name__}; "

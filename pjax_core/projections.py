@@ -40,7 +40,7 @@ def displace_linear(
     Returns:
         How far the operands move, and what is left of the distance. A small one has all its digits.
     """
-    _, transpose = jax.vjp(fun, *operands)
+    transpose = jax.linear_transpose(fun, *operands)
     squares = fun(*transpose(jnp.ones_like(distance)))  # of the coefficients, their sum by output
     step = distance / (squares + 1 / weight)
     return transpose(step), step / weight
@@ -155,6 +155,11 @@ def _nearest(x: Array, target: Array, weight: ArrayLike, candidates: Sequence[Po
     return u, y
 
 
+def level_gap(*, levels: int, scale: float) -> float:
+    """Distance between neighbouring ones of ``levels`` equidistant points from -scale to scale."""
+    return 2 * scale / (levels - 1)
+
+
 def quantize(x: Array, *, levels: int, scale: float) -> Array:
     """Nearest of ``levels`` equidistant points from -scale to scale; midpoints go down (Theorem 9).
 
@@ -165,7 +170,7 @@ def quantize(x: Array, *, levels: int, scale: float) -> Array:
     """
     if levels < 2 or not scale > 0:
         raise ValueError(f"quantize to levels={levels} with scale={scale}: at least 2 levels and a positive scale")
-    gap = 2 * scale / (levels - 1)
+    gap = level_gap(levels=levels, scale=scale)
     return jnp.clip(jnp.ceil((x + scale) / gap - 0.5), 0, levels - 1) * gap - scale
 
 
@@ -186,7 +191,7 @@ def project_quantize(
         levels, scale: see :func:`quantize`.
         margin: ``step_margin`` of the operators. The outermost levels keep it whole, those between at most half.
     """
-    gap = 2 * scale / (levels - 1)
+    gap = level_gap(levels=levels, scale=scale)
     centre, half = x + weight * target, gap / 2
     inside = min(margin * gap, half)
 
@@ -222,21 +227,21 @@ def project_sign(x: Array, target: Array, weight: ArrayLike = 1, *, margin: floa
 
 
 def displace_step(
-    project: Callable[..., Point], x: Array, value: Array, distance: Array, weight: ArrayLike, gap: float
+    project: Callable[..., Point], x: Array, value: Array, distance: Array, weight: ArrayLike, gap: ArrayLike
 ) -> Array:
     """How far a step's input moves for a target so far from its value: a way that the target asks for.
 
     With a margin projections also move inputs that no target asks to move. Here they stay, as do those whose target is
-    nearer to their own level than to another one.
+    within half of the way to the next level.
 
     Args:
         project: ``project(x, target, weight)``, the step's projection.
         x: any shape.
         value, distance, weight: its shape; see the module.
-        gap: between neighbouring levels; 0 without a margin.
+        gap: from the value to the next level; 0 without a margin.
     """
     move = project(x, value + distance, weight)[0] - x
-    return jnp.where((move * distance > 0) & (jnp.abs(distance) > gap / 2), move, 0)
+    return jnp.where((move * distance > 0) & (2 * jnp.abs(distance) > gap), move, 0)
 
 
 def sum_and_difference(terms: Sequence[Array]) -> tuple[Array, Array]:

@@ -89,6 +89,8 @@ def defproj(prim: Primitive, rule: Rule, displace: Rule | None = None) -> None:
 def defelementwise(prim: Primitive, rule: "Rule | Bilinear", displace: Rule | None = None) -> None:
     """Register a constraint on equal positions of its operands; smaller operands are copied to fit."""
     if isinstance(rule, Bilinear):
+        if displace:
+            raise ValueError(f"primitive {prim}: a sum of products has its displacements already")
         defbilinear(prim, rule)
     else:
         defproj(prim, rule, displace)
@@ -96,7 +98,11 @@ def defelementwise(prim: Primitive, rule: "Rule | Bilinear", displace: Rule | No
 
 
 def defloss(prim: Primitive, rule: Rule, displace: Rule | None = None) -> None:
-    """Register a target node: its rule projects the operands or applies the loss's proximal operator."""
+    """Register a target node: its rule projects the operands or applies the loss's proximal operator.
+
+    ``target`` is ``None`` for it, as ``distance`` is for ``displace``, and what is left of the distance (see
+    :func:`defproj`).
+    """
     _register(loss_rules, prim, rule, displace)
 
 
@@ -274,8 +280,10 @@ defelementwise(
 quantize_p = defprimitive("quantize", projections.quantize)
 
 
-def _step(prim: Primitive, project: Callable[..., projections.Point], gap: Callable[..., float]) -> tuple[Rule, Rule]:
-    """Make both rules of a step with ``gap(**params)`` between neighbouring levels."""
+def _step(
+    prim: Primitive, project: Callable[..., projections.Point], gap: Callable[..., ArrayLike]
+) -> tuple[Rule, Rule]:
+    """Make both rules of a step with ``gap(value, **params)`` from a level to the next."""
 
     def rule(operands: Operands, target: Array, weight: ArrayLike, operators: Operators, **params: Any) -> Projected:
         x, output = project(*operands, target, weight, margin=operators.step_margin, **params)
@@ -287,17 +295,21 @@ def _step(prim: Primitive, project: Callable[..., projections.Point], gap: Calla
         (x,) = operands
         margin = operators.step_margin
         bound = functools.partial(project, margin=margin, **params)
-        least = gap(**params) if margin else 0.0
-        return (projections.displace_step(bound, x, prim.bind(x, **params), distance, weight, least),), None
+        value = prim.bind(x, **params)
+        least = gap(value, **params) if margin else 0.0
+        return (projections.displace_step(bound, x, value, distance, weight, least),), None
 
     return rule, displace
 
 
 defproj(
     quantize_p,
-    *_step(quantize_p, projections.project_quantize, lambda *, levels, scale: 2 * scale / (levels - 1)),
+    *_step(quantize_p, projections.project_quantize, lambda _, **params: projections.level_gap(**params)),
 )
-defproj(jax_primitives.sign_p, *_step(jax_primitives.sign_p, projections.project_sign, lambda: 2.0))
+defproj(
+    jax_primitives.sign_p,
+    *_step(jax_primitives.sign_p, projections.project_sign, lambda value: jnp.where(value == 0, 1, 2)),
+)
 
 # Dot products (Theorem 7): every bilinear primitive.
 

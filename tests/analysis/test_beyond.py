@@ -31,7 +31,7 @@ def test_a_method_stands_beside_ours_by_adam_and_the_published_numbers(
         )
     write_run(cell__method="dr", cell__engine="published")
     rows, text = make(runs, tmp_path / "out")
-    assert rows[0][6] == "Difference to Adam [95\u00a0%]"
+    assert rows[0][6] == "Difference [95\u00a0%]"
     adam, dr, ours = rows[1:]
     assert adam == [
         "MNIST",
@@ -82,14 +82,63 @@ def test_a_pivot_has_a_column_for_each_value_and_a_row_for_each_of_the_other_set
             settings = {"config__method__target_scale": scale, "config__method__gain": gain}
             if (scale, gain) != (0.1, "none"):
                 write_run(metrics__test_accuracy=0.9 + (gain == "none") / 20 + scale / 10, **DISPLACEMENT | settings)
+    for seed in (5, 6):
+        diverged = DISPLACEMENT | {"config__method__target_scale": 0.001, "config__method__gain": "node"}
+        fail(write_run(seed=seed, **diverged))
     rows, text = make(runs, tmp_path / "out", "--pivot", "method.target_scale")
     assert rows == [
         ["Dataset", "Architecture", "Method", "Settings", "0.001", "0.1"],
         ["MNIST", "MLP 1 x 128", "Displacement", "gain element", "90.0", "91.0"],
+        ["", "", "Displacement", "gain node", "failed", "—"],
         ["", "", "Displacement", "gain none", "95.0", "—"],
     ]
     assert "## MNIST, MLP 1 x 128: test accuracy (%) by method.target_scale" in text
     assert not list((tmp_path / "out").glob("*.png"))
+
+
+def test_where_adam_has_several_configurations_a_line_says_why_there_is_no_difference(
+    runs: Path, write_run: Any, tmp_path: Path
+) -> None:
+    for seed in range(2):
+        write_run(seed=seed, **DISPLACEMENT)
+        for rate in (0.1, 0.01):
+            write_run(seed=seed, cell__method="adam", config__method__learning_rate=rate)
+    rows, text = make(runs, tmp_path / "out")
+    assert [row[6] for row in rows[1:]] == ["—"] * 3
+    assert "No difference where the reference ran in several configurations: MNIST MLP 1 x 128." in text
+    _, text = make(runs, tmp_path / "out", "--pivot", "method.learning_rate")
+    assert "several configurations" not in text
+
+
+def test_the_straight_through_estimator_is_the_reference_where_there_is_one(
+    runs: Path, write_run: Any, tmp_path: Path
+) -> None:
+    for seed in range(2):
+        write_run(seed=seed, metrics__test_accuracy=0.9, **DISPLACEMENT)
+        write_run(seed=seed, metrics__test_accuracy=0.8, cell__method="adam")
+        write_run(seed=seed, metrics__test_accuracy=0.92, cell__method="straight_through")
+    rows, _ = make(runs, tmp_path / "out", "--model", "mlp_*")
+    assert [(row[2].split()[0], row[6][:6]) for row in rows[1:]] == [
+        ("Adam", "-12.00"),
+        ("Displacement", "-2.00 "),
+        ("Straight-through", "—"),
+    ]
+    assert beyond.main([str(runs), "--model", "cnn_*"]) == 1
+
+
+@pytest.mark.parametrize("more", [[], ["--pivot", "method.target_scale"]])
+def test_one_data_set_is_printed_and_all_are_written(
+    more: list[str], runs: Path, write_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(**DISPLACEMENT)
+    write_run(cell__dataset="cifar10", cell__model="mlp_1x256", **DISPLACEMENT)
+    rows, _ = make(runs, tmp_path / "out", "--dataset", "mnist", *more)
+    assert {"MNIST", "CIFAR-10"} <= {row[0] for row in rows}
+    printed = capsys.readouterr().out
+    assert "MNIST" in printed
+    assert "CIFAR-10" not in printed
+    assert beyond.main([str(runs), "--dataset", "higgs", *more]) == 1
+    assert "no run of data set higgs under" in capsys.readouterr().err
 
 
 def test_what_cannot_be_shown_is_named(

@@ -215,3 +215,29 @@ def test_the_message_shows_the_problem(check):
     assert message.startswith("the rule of scaled_sum at target scale 3 and weight 1: a point of the graph is nearer")
     assert all(word in message for word in ("distance of the answer", "Operands [", "target ", "output "))
     assert np.isfinite(float(message.split("distance of the answer ")[1].split(",")[0]))
+
+
+def _displaced_sum(operands, distance, weight, operators, *, slope):
+    step = distance / (1 + slope**2 + 1 / weight)
+    return (step, slope * step), step / weight
+
+
+@pytest.mark.parametrize("wrong", [None, "sign", "left"])
+def test_a_rule_of_displacements_is_certified_too(wrong):
+    def displace(operands, distance, weight, operators, *, slope):
+        (dx, dw), left = _displaced_sum(operands, distance, weight, operators, slope=slope)
+        return (dx, -dw if wrong == "sign" else dw), distance - left if wrong == "left" else left
+
+    prim = rules.defprimitive(f"displaced_{wrong}", lambda x, w, *, slope: x + slope * w)
+    rules.defproj(prim, _right, displace)
+    if wrong is None:
+        assert pjax.check_projection(prim, [(), ()], params={"slope": 2.0}).displacement < 1e-6
+        return
+    with pytest.raises(pjax.ProjectionError, match="the rule of displacements is not the difference of projections"):
+        pjax.check_projection(prim, [(), ()], params={"slope": 2.0})
+
+
+def test_a_sum_of_products_takes_no_displacements():
+    prim = rules.defprimitive("product", lambda x, w: x * w)
+    with pytest.raises(ValueError, match="has its displacements already"):
+        rules.defelementwise(prim, rules.bilinear_rules[P.mul_p], _displaced_sum)

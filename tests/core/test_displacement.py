@@ -158,6 +158,26 @@ def test_a_step_moves_as_its_target_asks(prim):
     np.testing.assert_allclose(move, [0, 0, 2.9, -3.1, 3.1, 0])
 
 
+@pytest.mark.usefixtures("x64")
+def test_at_the_origin_of_a_sign_the_next_levels_are_half_as_far():
+    operators = dataclasses.replace(pjax.EXACT, step_margin=0.5)
+    distance = jnp.array([0.4, 0.6, -0.6])
+    (move,), _ = rules.displace(P.sign_p, {}, (jnp.zeros(3),), distance, 1, operators)
+    np.testing.assert_allclose(move, [0, 1, -1])
+
+
+@pytest.mark.usefixtures("x64")
+def test_between_levels_inputs_keep_half_the_margin_that_there_is():
+    operators = dataclasses.replace(pjax.EXACT, step_margin=0.25)
+    params = {"levels": 4, "scale": 1.5}  # levels a distance of 1 apart: -1.5, -0.5, 0.5, 1.5
+    x = jnp.array([0.1, 0.1, 0.1, 0.1, 0.95])
+    distance = jnp.array([0.0, 1.2, -1.2, 3.0, -0.6])
+    (move,), left = rules.displace(rules.quantize_p, params, (x,), distance, 1, operators)
+    assert left is None
+    # One's own interval is 0 to 1, of which a quarter at each end is left free; the outermost have one end.
+    np.testing.assert_allclose(x + move, [0.1, 1.25, -0.25, 1.25, 0.75], atol=1e-12)
+
+
 def test_a_layer_of_signs_is_trained_that_gradients_leave_as_it_is():
     """A ring around a disc, of which no sum of 32 fixed half-planes through the middle tells."""
     keys = jax.random.split(jax.random.key(0), 3)
@@ -364,6 +384,7 @@ def test_a_sweep_may_reach_more_nodes_than_the_one_before():
         ({"gain": "full"}, "choose one of none, fan_out, node, element"),
         ({"sweeps": 0}, "sweeps"),
         ({"operators": dataclasses.replace(pjax.EXACT, weighted=True)}, "displacements have no weights"),
+        ({"operators": "exact"}, "operators='exact': pass pjax.EXACT"),
     ],
 )
 def test_what_no_update_can_honour_is_refused(options, message):
@@ -395,6 +416,38 @@ def test_displacements_become_those_of_backprop_as_targets_come_near(skip):
 
     swept = _swept(Displacement(optax.sgd(1.0), 1e-3, "element", operators=operators), loss, params)
     assert min(_cosines(swept, gradients).values()) > 0.9999
+
+
+GRADIENTS = {
+    "sum": lambda x, w: jnp.sum(x * x, 1),
+    "mean": lambda x, w: jnp.mean(x * x, 0),
+    "max": lambda x, w: jnp.max(jax.nn.relu(x), 1),  # zeros that are equal
+    "maximum": lambda x, w: jnp.maximum(x, w),
+    "difference": lambda x, w: -2.5 * x - w / 3,
+    "product": lambda x, w: x * w,
+    "relu of a sum": lambda x, w: jax.nn.relu(x + w),
+}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("fun", GRADIENTS.values(), ids=GRADIENTS)
+def test_every_rule_becomes_a_derivative_as_targets_come_near(fun):
+    """Beside a way around it, so that its own factor has to be right."""
+    params = {name: jax.random.normal(jax.random.key(i), (6, 4)) - 0.5 for i, name in enumerate("xwb")}
+
+    def loss(p):
+        beside = p["b"] + p["x"]
+        return pjax.nn.squared_error(jnp.concatenate([fun(p["x"], p["w"]).ravel(), beside.ravel()])[None], goal)
+
+    size = fun(params["x"], params["w"]).size + 24
+    goal = jax.random.normal(jax.random.key(9), (1, size))
+    operators = dataclasses.replace(pjax.EXACT, prox_lambda=1e-4)
+    swept = _swept(Displacement(optax.sgd(1.0), 1e-3, operators=operators), loss, params)
+    gradients = jax.grad(lambda p: loss(p).sum())(params)
+    factor = swept["b"] / gradients["b"]
+    np.testing.assert_allclose(factor, factor[0, 0], rtol=1e-6)
+    for name in "xw":
+        np.testing.assert_allclose(swept[name], factor[0, 0] * gradients[name], rtol=1e-4, atol=1e-9)
 
 
 @pytest.mark.parametrize("gain", ["node", "element"])

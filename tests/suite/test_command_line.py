@@ -167,10 +167,14 @@ def test_make_takes_its_command_line() -> None:
     assert words[2:] == ["experiments.reproduce", "sweep=beyond", "preset=beyond"]
     words = shlex.split(recipe("reproduce", "TABLE=quantized"))
     assert words[2:] == ["experiments.reproduce", "sweep=quantized", "preset=beyond"]
-    for table in ("beyond", "quantized"):
-        assert shlex.split(recipe("tables", f"TABLE={table}"))[2:] == ["analysis.beyond", "results/beyond"]
-    words = shlex.split(recipe("tables", "TABLE=study"))
-    assert words[2:] == ["analysis.beyond", "results/study", "--pivot", "method.target_scale"]
+    shown = ["analysis.beyond", "results/beyond"]
+    assert shlex.split(recipe("tables", "TABLE=beyond"))[2:] == shown
+    assert shlex.split(recipe("tables", "TABLE=quantized"))[2:] == [*shown, "--model", "quantized_*"]
+    words = shlex.split(recipe("tables", "TABLE=study", "DATASET=mnist"))
+    assert words[2:-2] == ["analysis.beyond", "results/study", "--pivot", "method.target_scale"]
+    assert words[-2:] == ["--dataset", "mnist"]
+    words = shlex.split(recipe("tables", "TABLE=capped"))
+    assert words[2:] == ["analysis.beyond", "results/capped"]
 
 
 @needs_make

@@ -208,9 +208,10 @@ def test_a_run_that_two_sweeps_ask_for_is_planned_once() -> None:
     assert both == one
 
 
-def test_a_learning_rate_is_positive() -> None:
+@pytest.mark.parametrize("method", ["sgd", "displacement"])
+def test_a_learning_rate_is_positive(method: str) -> None:
     with pytest.raises(UsageError, match=r"method\.learning_rate=-1\.0 is not positive"):
-        compose_run(["method=sgd", "method.learning_rate=-1"])
+        compose_run([f"method={method}", "method.learning_rate=-1"])
 
 
 REFUSED = [
