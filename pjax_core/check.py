@@ -136,8 +136,11 @@ def _displaced(
     value = prim.bind(*xs, **params)
     moves, left = rules.displacement_rules[prim](tuple(xs), target - value, weight, operators, **params)
     moved = jax.tree.map(jnp.add, tuple(xs), tuple(moves))
-    output = rules.projection_rules[prim](tuple(xs), target, weight, operators, **params)[1] if left is None else None
-    return ravel_pytree(moved)[0], target - left if output is None else output
+    if left is not None:
+        return ravel_pytree(moved)[0], target - left
+    _, output = rules.projection_rules[prim](tuple(xs), target, weight, operators, **params)
+    assert output is not None
+    return ravel_pytree(moved)[0], output
 
 
 def _trial(
