@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -46,7 +48,6 @@ def pivots(places: dict[tuple[str, str], list[Variant]], failures: Sequence[Fail
     """
     found: list[Layout] = []
     ended = _ended(places, failures)
-    devices = {one.device for alike in ended.values() for one in alike}
     for (dataset, model), alike in ended.items():
         having = [one for one in alike if key in one.config]
         values = sorted(
@@ -54,9 +55,11 @@ def pivots(places: dict[tuple[str, str], list[Variant]], failures: Sequence[Fail
             key=lambda value: (isinstance(value, str), str(value) if isinstance(value, str) else value or 0),
         )
         others = differing(having) - {key}
+        # Accuracies hardly depend on it: devices are told apart where a configuration ran on several.
+        several = max(Counter((one.method, json.dumps(one.config)) for one in having).values(), default=0) > 1
         rows: dict[tuple[str, ...], dict[Any, str]] = {}
         for one in having:
-            said = [*settings(one, others), *([one.device] if len(devices) > 1 else [])]
+            said = [*settings(one, others), *([one.device] if several else [])]
             rows.setdefault((method_label(one.method, None), ", ".join(said)), {})[one.config[key]] = one.text
         if not rows:
             continue

@@ -149,6 +149,7 @@ class DisplacementConfig(MethodConfig):
         learning_rate: its.
         target_scale: and `gain`, `sweeps`: see `pjax_core.optim.Displacement`.
         prox_lambda: and `step_margin`: of the operators.
+        average: of the parameters, see there.
     """
 
     transform: str = MISSING
@@ -158,6 +159,7 @@ class DisplacementConfig(MethodConfig):
     sweeps: int = MISSING
     prox_lambda: float = MISSING
     step_margin: float = 0.0
+    average: float = 0.0
 
 
 @dataclass

@@ -135,7 +135,7 @@ def build_method(method: MethodConfig, engine: EngineConfig) -> Method:
 
 def _displacement(method: DisplacementConfig) -> Method:
     transform = _choose("gradient method", GRADIENT, method.transform)(method.learning_rate)
-    options = {key: getattr(method, key) for key in ("target_scale", "gain", "sweeps")}
+    options = {key: getattr(method, key) for key in ("target_scale", "gain", "sweeps", "average")}
     of_operators = "prox_lambda", "step_margin"
     try:
         operators = dataclasses.replace(pjax.EXACT, **{key: getattr(method, key) for key in of_operators})

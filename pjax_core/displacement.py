@@ -40,6 +40,14 @@ class Transform(Protocol):
         ...
 
 
+class Averaged(NamedTuple):
+    """State of a method that averages parameters."""
+
+    iterate: Params  # what moves
+    updates: Array  # how many, so far
+    transform: Any  # the transformation's state
+
+
 class Displaced(NamedTuple):
     """What an update returns."""
 
@@ -67,6 +75,8 @@ class Displacement:
         sweeps: how often a recurrence is swept; each goes one step back in time. What only later steps read moves
             from the second on.
         operators: which projections; ``consensus`` is always over edges, and there are no weights.
+        average: in [0, 1); an update returns an average of the parameters over all updates, which keeps that share of
+            itself in one (less in the first ones), and what moves stays in the state. 0: no average.
     """
 
     transform: Transform
@@ -74,6 +84,7 @@ class Displacement:
     gain: Gain = "element"
     sweeps: int = 1
     operators: Operators = EXACT
+    average: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what no update can honour."""
@@ -87,6 +98,9 @@ class Displacement:
         if not 0 < self.target_scale < float("inf"):
             raise ValueError(f"target_scale={self.target_scale}: a positive, finite number")
         require_count("sweeps", self.sweeps)
+        require_number("average", self.average)
+        if not 0 <= self.average < 1:
+            raise ValueError(f"average={self.average}: it lies in [0, 1); 0 for none")
         if self.gain not in get_args(Gain):
             raise ValueError(f"gain={self.gain!r}: choose one of {', '.join(get_args(Gain))}")
         require_operators(self.operators)
@@ -94,21 +108,22 @@ class Displacement:
             raise ValueError("operators.weighted: displacements have no weights")
 
     def init(self, params: Params) -> Any:
-        """The transformation's state for these parameters."""
-        return self.transform.init(params)
+        """The transformation's state for these parameters, with a copy of them where they are averaged."""
+        state = self.transform.init(params)
+        return Averaged(jax.tree.map(jnp.array, params), jnp.zeros((), jnp.int32), state) if self.average else state
 
     def update(self, loss_fn: LossFn, params: Params, state: Any) -> Displaced:
         """Improve the parameters on one batch.
 
         Args:
             loss_fn: ``loss_fn(params)`` returns the loss of every sample.
-            params: pytree of floating-point arrays.
+            params: pytree of floating-point arrays, given to :meth:`init` or from the update before.
             state: from :meth:`init` or the update before.
 
         Raises:
             TypeError: see :func:`pjax_core.trace`.
         """
-        graph, program, *arrays = trace_with_arrays(loss_fn, params)
+        graph, program, *arrays = trace_with_arrays(loss_fn, state.iterate if self.average else params)
         return Displaced(*_solve(self, graph, program, params, state, arrays))
 
 
@@ -117,6 +132,9 @@ def _solve(
     method: Displacement, graph: Graph, program: Program, params: Params, state: Any, arrays: Any
 ) -> tuple[Params, Any, Array]:
     captured, constants, indices = arrays
+    average, before = params, state
+    if method.average:
+        params, state = before.iterate, before.transform
     leaves, treedef = jax.tree.flatten(params)
     values = graph.values(program.values(captured, leaves), constants, indices)
     loss = jnp.mean(jnp.concatenate([values[i].ravel() for i in graph.numbers("loss")]))
@@ -125,7 +143,12 @@ def _solve(
     # In units of the targets, so that a transformation with a smallest size of its own, Adam's epsilon, sees the same.
     updates = [moved[origin] / -method.target_scale for origin in sorted(moved)]
     steps, state = method.transform.update(jax.tree.unflatten(treedef, updates), state, params)
-    return jax.tree.map(lambda p, step: (p + step).astype(p.dtype), params, steps), state, loss
+    params = jax.tree.map(lambda p, step: (p + step).astype(p.dtype), params, steps)
+    if not method.average:
+        return params, state, loss
+    kept = jnp.minimum(method.average, (1 + before.updates) / (10 + before.updates))
+    average = jax.tree.map(lambda a, p: (kept * a + (1 - kept) * p).astype(p.dtype), average, params)
+    return average, Averaged(params, before.updates + 1, state), loss
 
 
 def displacements(method: Displacement, graph: Graph, values: Values, indices: Sequence[Array]) -> Arrivals:

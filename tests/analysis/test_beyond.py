@@ -92,6 +92,14 @@ def test_a_pivot_has_a_column_for_each_value_and_a_row_for_each_of_the_other_set
         ["", "", "Displacement", "gain node", "failed", "—"],
         ["", "", "Displacement", "gain none", "95.0", "—"],
     ]
+    write_run(environment__device="another device", **diverged)
+    rows, _ = make(runs, tmp_path / "out", "--pivot", "method.target_scale")
+    assert [row[3] for row in rows[1:]] == [
+        "gain element, synthetic device",
+        "gain node, another device",
+        "gain node, synthetic device",
+        "gain none, synthetic device",
+    ]
     assert "## MNIST, MLP 1 x 128: test accuracy (%) by method.target_scale" in text
     assert not list((tmp_path / "out").glob("*.png"))
 

@@ -383,6 +383,8 @@ def test_a_sweep_may_reach_more_nodes_than_the_one_before():
         ({"target_scale": float("inf")}, "target_scale=inf: a positive, finite number"),
         ({"gain": "full"}, "choose one of none, fan_out, node, element"),
         ({"sweeps": 0}, "sweeps"),
+        ({"average": 1.0}, r"average=1.0: it lies in \[0, 1\)"),
+        ({"average": True}, "average=True: a number"),
         ({"operators": dataclasses.replace(pjax.EXACT, weighted=True)}, "displacements have no weights"),
         ({"operators": "exact"}, "operators='exact': pass pjax.EXACT"),
     ],
@@ -390,6 +392,24 @@ def test_a_sweep_may_reach_more_nodes_than_the_one_before():
 def test_what_no_update_can_honour_is_refused(options, message):
     with pytest.raises((TypeError, ValueError), match=message):
         Displacement(**({"transform": optax.sgd(1.0)} | options))
+
+
+def test_an_average_is_that_of_the_parameters_that_move():
+    params, loss = _network(2, 8, jnp.float32)
+    plain, averaging = (Displacement(optax.adam(0.1), average=average) for average in (0.0, 0.5))
+    mean, state = params, averaging.init(params)
+    moving, plain_state = params, plain.init(params)
+    known = params
+    for n in range(12):
+        moving, plain_state, plain_loss = plain.update(loss, moving, plain_state)
+        mean, state, loss_of_mean = averaging.update(loss, mean, state)
+        kept = min(0.5, (1 + n) / (10 + n))
+        known = jax.tree.map(lambda a, p, kept=kept: kept * a + (1 - kept) * p, known, moving)
+        assert loss_of_mean == plain_loss
+    for name, expected in known.items():
+        np.testing.assert_allclose(mean[name], expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(state.iterate[name], moving[name])
+        assert mean[name].dtype == jnp.float32
 
 
 def test_a_transformation_that_is_no_key_is_named():

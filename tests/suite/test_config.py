@@ -226,6 +226,7 @@ REFUSED = [
     ("displacement", "method.sweeps=0", "method.sweeps="),
     ("displacement", "method.prox_lambda=-1.0", "method.prox_lambda="),
     ("displacement", "method.step_margin=-1.0", "method.step_margin=.*zero, or positive and finite"),
+    ("displacement", "method.average=1.0", "method.average=.*in \\[0, 1\\)"),
     ("displacement", "method.transform=foo", "unknown gradient method"),
 ]
 """Options that compose but that the engine refuses, and how the message must name them."""
