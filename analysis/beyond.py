@@ -248,7 +248,8 @@ def write_beyond(runs: Path, out: Path, pivot: str | None, dataset: str | None =
     shown = {place: found for place, found in places.items() if narrowed(place)}
     failed = [failure for failure in failures if narrowed(failure.cell)]
     if not shown:
-        raise CompareError(f"no run of a network {model} under {shown_path(runs)}")
+        of = f" of {dataset}" if dataset else ""
+        raise CompareError(f"no run{of} by a network {model} under {shown_path(runs)}")
     for table in pivots(shown, failed, pivot) if pivot else [layout(shown, load_published())]:
         print_table(terminal_table(table))
     print("\n".join(below))
