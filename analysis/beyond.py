@@ -238,7 +238,7 @@ def write_beyond(runs: Path, out: Path, pivot: str | None, dataset: str | None =
     failures = load_failures(runs)
     tables = pivots(places, failures, pivot) if pivot else [layout(places, load_published())]
     below = [*notes(places, runs), *([] if pivot else _compared(places))]
-    known = sorted({name for name, _ in places})
+    known = sorted({name for name, _ in places} | {failure.cell[0] for failure in failures})
     if dataset is not None and dataset not in known:
         raise CompareError(f"no run of data set {dataset} under {shown_path(runs)}; there are {', '.join(known)}")
 
@@ -247,7 +247,7 @@ def write_beyond(runs: Path, out: Path, pivot: str | None, dataset: str | None =
 
     shown = {place: found for place, found in places.items() if narrowed(place)}
     failed = [failure for failure in failures if narrowed(failure.cell)]
-    if not shown:
+    if not shown and not failed:
         of = f" of {dataset}" if dataset else ""
         raise CompareError(f"no run{of} by a network {model} under {shown_path(runs)}")
     for table in pivots(shown, failed, pivot) if pivot else [layout(shown, load_published())]:

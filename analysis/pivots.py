@@ -56,7 +56,9 @@ def pivots(places: dict[tuple[str, str], list[Variant]], failures: Sequence[Fail
         )
         others = differing(having) - {key}
         # Accuracies hardly depend on it: devices are told apart where a configuration ran on several.
-        several = max(Counter((one.method, json.dumps(one.config)) for one in having).values(), default=0) > 1
+        several = (
+            max(Counter((one.method, json.dumps(one.config, sort_keys=True)) for one in having).values(), default=0) > 1
+        )
         rows: dict[tuple[str, ...], dict[Any, str]] = {}
         for one in having:
             said = [*settings(one, others), *([one.device] if several else [])]

@@ -117,12 +117,15 @@ class Displacement:
 
         Args:
             loss_fn: ``loss_fn(params)`` returns the loss of every sample.
-            params: pytree of floating-point arrays, given to :meth:`init` or from the update before.
+            params: pytree of floating-point arrays, given to :meth:`init` or from the update before. With an average
+                it is only that: what moves is in the state, and hears of no change of these.
             state: from :meth:`init` or the update before.
 
         Raises:
-            TypeError: see :func:`pjax_core.trace`.
+            TypeError: see :func:`pjax_core.trace`; or the state is none of this method.
         """
+        if isinstance(state, Averaged) != bool(self.average):
+            raise TypeError(f"average={self.average}: the state is of a method with another average; call init anew")
         graph, program, *arrays = trace_with_arrays(loss_fn, state.iterate if self.average else params)
         return Displaced(*_solve(self, graph, program, params, state, arrays))
 
@@ -232,7 +235,11 @@ class _Sweep:
             own = jnp.expand_dims(own, dict(node.params).get("axes", ()))  # what a reduction's operands have more
         total = jnp.sum(jnp.abs(left))
         mean = jnp.where(total > 0, jnp.sum(jnp.abs(displacement)) / total, 1)
-        return [move * (mean if own is None or own.ndim != move.ndim else own) for move in moves]
+        return [move * (own if own is not None and _fits(own, move) else mean) for move in moves]
+
+
+def _fits(factor: Array, move: Array) -> bool:
+    return factor.ndim == move.ndim and all(n in (1, m) for n, m in zip(factor.shape, move.shape, strict=True))
 
 
 def _dots(

@@ -183,12 +183,13 @@ class _Reflecting(ProjectionMethod):
 
     ``representation="history"`` holds every bilinear node by its history; ``"auto"`` those that keep at
     least 32 copies of every element, and the edges of the rest, such as an output layer of 10 classes. A method that
-    forgets slowly (relaxed DR far from 1/2, and reflections never) has edges only.
+    forgets slowly (relaxed DR far from 1/2, and reflections never) has edges only with ``"auto"``.
     """
 
     window: int = 1
 
     _supported: ClassVar[tuple[str, ...]] = ("history", "edges")
+    _written: ClassVar[int] = 1  # consensus values that a step writes, at most
 
     def __post_init__(self) -> None:
         """Refuse what no update can honour."""
@@ -219,7 +220,8 @@ class _Reflecting(ProjectionMethod):
         wide = Dots(node).fan_out((0, 1) if near_loss else moving) >= WIDE and self.memory() <= LONGEST
         if not wide and self.representation != "history":
             return Edges
-        window = self.window * int(min(self.memory(), LONGEST)) + near_loss
+        slots = min(self.window * int(min(self.memory(), LONGEST)), self._written * self.steps_per_update + 1)
+        window = slots + near_loss
         gram = window > 1 or number not in self.cycle(graph)[0]
         return functools.partial(History, window=window, gram=gram)
 
@@ -270,6 +272,8 @@ class CyclicDouglasRachford(_Reflecting):
     of the others is exact with a window of ``2 * steps_per_update + 1``.
     """
 
+    _written: ClassVar[int] = 2
+
     def cycle(self, graph: Graph) -> tuple[tuple[int, ...], ...]:
         """The layers, the target first."""
         return graph.layers
@@ -296,6 +300,7 @@ class DifferenceMap(_Reflecting):
     """
 
     beta: float = 1.0
+    _written: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         """Refuse what no update can honour."""
@@ -313,8 +318,8 @@ class DifferenceMap(_Reflecting):
         side_a, side_b = problem.graph.sides
         share = 1 / self.beta
         a, b = problem.project(side_a, z), problem.project(side_b, z)
-        x = problem.project(side_a, problem.combine((1 + share, b), (-share, z)))
-        y = problem.project(side_b, problem.combine((1 - share, a), (share, z)))
+        x = a if share == -1 else problem.project(side_a, problem.combine((1 + share, b), (-share, z)))
+        y = b if share == 1 else problem.project(side_b, problem.combine((1 - share, a), (share, z)))
         return problem.settle(problem.combine((1, z), (self.beta, x), (-self.beta, y)))
 
 

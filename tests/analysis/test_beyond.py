@@ -149,6 +149,15 @@ def test_one_data_set_is_printed_and_all_are_written(
     assert "no run of data set higgs under" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("more", [[], ["--dataset", "mnist"]])
+def test_a_folder_of_failed_runs_alone_is_shown(more: list[str], runs: Path, write_run: Any, tmp_path: Path) -> None:
+    fail(write_run(**DISPLACEMENT))
+    rows, text = make(runs, tmp_path / "out", "--pivot", "method.target_scale", *more)
+    assert rows[1][-1] == "failed"
+    assert "Failed: run-" in text
+    make(runs, tmp_path / "out", *more)
+
+
 def test_what_cannot_be_shown_is_named(
     runs: Path, write_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,7 +26,8 @@ METHODS = {
     "DR": (DR, 1),
     "relaxed DR": (functools.partial(DR, relaxation=0.3), 1),
     "alternating reflections": (functools.partial(DR, relaxation=1.0), 1),
-    "DM": (optim.DifferenceMap, 2),
+    "DM": (optim.DifferenceMap, 1),
+    "DM -1": (functools.partial(optim.DifferenceMap, beta=-1.0), 1),
     "DM 0.7": (functools.partial(optim.DifferenceMap, beta=0.7), 1),
     "cyclic DR": (optim.CyclicDouglasRachford, 2),
 }

@@ -470,6 +470,29 @@ def test_every_rule_becomes_a_derivative_as_targets_come_near(fun):
         np.testing.assert_allclose(swept[name], factor[0, 0] * gradients[name], rtol=1e-4, atol=1e-9)
 
 
+def test_a_rule_that_changes_a_length_is_made_good_for_on_average(monkeypatch):
+    pairs_p = rules.defprimitive("pair_sum", lambda x: x[..., 0::2] + x[..., 1::2])
+    project, displace = rules._linear(lambda x: x[..., 0::2] + x[..., 1::2])
+    monkeypatch.setitem(rules.projection_rules, pairs_p, project)
+    monkeypatch.setitem(rules.displacement_rules, pairs_p, displace)
+    params = {"w": jax.random.normal(jax.random.key(0), (3, 4))}
+
+    def loss(p):
+        return pjax.nn.squared_error(pairs_p.bind(p["w"]), jnp.zeros((3, 2)))
+
+    swept = {gain: _swept(Displacement(optax.sgd(1.0), gain=gain), loss, params)["w"] for gain in ("node", "element")}
+    np.testing.assert_allclose(swept["element"], swept["node"], rtol=1e-6)
+    assert np.any(swept["node"])
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_a_state_of_another_method_is_named(average):
+    params, loss = _network(1, 4, jnp.float32)
+    other = Displacement(optax.sgd(1.0), average=0.9 - average)
+    with pytest.raises(TypeError, match="the state is of a method with another average"):
+        Displacement(optax.sgd(1.0), average=average).update(loss, params, other.init(params))
+
+
 @pytest.mark.parametrize("gain", ["node", "element"])
 def test_a_large_constant_is_made_good_for(gain):
     """Its node follows all but a hundred millionth of what it is given, which no difference of values tells."""

@@ -98,6 +98,16 @@ def test_what_falls_out_of_the_window_goes_to_the_next_oldest_slot():
         assert float(jnp.abs(oldest).max()) > 1e-6
 
 
+@pytest.mark.usefixtures("x64")
+def test_no_window_is_longer_than_what_an_update_writes():
+    for make, slots in (
+        (functools.partial(DR, relaxation=0.3), 5),
+        (functools.partial(optim.DifferenceMap, beta=0.8), 9),
+    ):
+        holders = _problem(*network((40, 64, 5), batch=64), make(4, representation="history", window=5)).holders
+        assert {h.window for h in holders.values() if isinstance(h, History)} == {slots, slots + 1}  # near the loss
+
+
 def test_folding_never_makes_an_impossible_state():
     """Narrow layers have large roots, where a truncated past is far from edges; it must still train."""
     x, y = blobs(64, 6, 5)
