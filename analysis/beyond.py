@@ -14,7 +14,7 @@ import argparse
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -25,17 +25,12 @@ from matplotlib.figure import Figure
 from analysis.compare import CompareError
 from analysis.figures import Drawn, write_figures
 from analysis.layouts import MISSING, Column, Layout, Line, marks, mean_std, ratio, signed, variant_label
-from analysis.load import LoadError, load_events, load_failures, load_records
+from analysis.load import Failure, LoadError, load_events, load_failures, load_records
 from analysis.pivots import pivots
 from analysis.plots import draw_band, legend, logarithmic
 from analysis.published import Published, load_published
 from analysis.statistics import contrast
-from analysis.style import (
-    RC,
-    MethodStyle,
-    dataset_label,
-    method_style,
-)
+from analysis.style import RC, MethodStyle, dataset_label, method_style
 from analysis.tables import hardware_notes, mark_notes, markdown, terminal_table
 from analysis.terminal import existing_folder, print_table, shown_path
 from analysis.variants import Variant, devices_of, network, variants
@@ -170,13 +165,13 @@ def load_variants(runs: Path) -> dict[tuple[str, str], list[Variant]]:
     return variants(records)
 
 
-def notes(places: dict[tuple[str, str], list[Variant]], runs: Path) -> list[str]:
+def notes(places: dict[tuple[str, str], list[Variant]], failures: Sequence[Failure]) -> list[str]:
     """Returns the lines below every table: marks, hardware, failed runs."""
     every = [one.ours for found in places.values() for one in found]
     lines = [*mark_notes(every), *hardware_notes(devices_of(places))]
     lines += [
         f"Failed: {failure.run_id} at step {failure.step:,}: `{' '.join(failure.error.replace('`', '').split())}`."
-        for failure in load_failures(runs)
+        for failure in failures
     ]
     return [*lines, "± is the standard deviation over a row's seeds, ddof = 1 for ours and 0 for the published."]
 
@@ -207,8 +202,9 @@ def load_beyond(runs: Path) -> Beyond | None:
     if load_records(runs).empty:
         return None
     places = load_variants(runs)
+    below = [*notes(places, load_failures(runs)), *_compared(places)]
     with mpl.rc_context(RC):
-        return Beyond(layout(places, load_published()), [*notes(places, runs), *_compared(places)], draw(places, runs))
+        return Beyond(layout(places, load_published()), below, draw(places, runs))
 
 
 def _compared(places: dict[tuple[str, str], list[Variant]]) -> list[str]:
@@ -236,26 +232,25 @@ def write_beyond(runs: Path, out: Path, pivot: str | None, dataset: str | None =
     command += ["--pivot", pivot] if pivot else []
     made = shlex.join(command)
     failures = load_failures(runs)
-    tables = pivots(places, failures, pivot) if pivot else [layout(places, load_published())]
-    below = [*notes(places, runs), *([] if pivot else _compared(places))]
+    below = [*notes(places, failures), *([] if pivot else _compared(places))]
     known = sorted({name for name, _ in places} | {failure.cell[0] for failure in failures})
     if dataset is not None and dataset not in known:
         raise CompareError(f"no run of data set {dataset} under {shown_path(runs)}; there are {', '.join(known)}")
 
-    def narrowed(place: tuple[str, ...]) -> bool:
-        return dataset in (None, place[0]) and fnmatchcase(place[1], model)
+    def tables(narrowed: Callable[[tuple[str, ...]], bool]) -> list[Layout]:
+        shown = {place: found for place, found in places.items() if narrowed(place)}
+        failed = [failure for failure in failures if narrowed(failure.cell)]
+        if not shown and not failed:
+            of = f" of {dataset}" if dataset else ""
+            raise CompareError(f"no run{of} by a network {model} under {shown_path(runs)}")
+        return pivots(shown, failed, pivot) if pivot else [layout(shown, load_published())]
 
-    shown = {place: found for place, found in places.items() if narrowed(place)}
-    failed = [failure for failure in failures if narrowed(failure.cell)]
-    if not shown and not failed:
-        of = f" of {dataset}" if dataset else ""
-        raise CompareError(f"no run{of} by a network {model} under {shown_path(runs)}")
-    for table in pivots(shown, failed, pivot) if pivot else [layout(shown, load_published())]:
+    for table in tables(lambda place: dataset in (None, place[0]) and fnmatchcase(place[1], model)):
         print_table(terminal_table(table))
     print("\n".join(below))
     out.mkdir(parents=True, exist_ok=True)
     page = out / "beyond.md"
-    sections = [*map(markdown, tables), *(f"- {note}" for note in below), "", f"Made by `{made}`.", ""]
+    sections = [*map(markdown, tables(lambda _: True)), *(f"- {note}" for note in below), "", f"Made by `{made}`.", ""]
     page.write_text("\n".join(sections), encoding="utf-8", newline="\n")
     if pivot or not places:
         return [page]

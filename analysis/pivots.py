@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 from analysis.compare import CompareError, dotted
@@ -56,9 +55,7 @@ def pivots(places: dict[tuple[str, str], list[Variant]], failures: Sequence[Fail
         )
         others = differing(having) - {key}
         # Accuracies hardly depend on it: devices are told apart where a configuration ran on several.
-        several = (
-            max(Counter((one.method, json.dumps(one.config, sort_keys=True)) for one in having).values(), default=0) > 1
-        )
+        several = any((a.method, a.config) == (b.method, b.config) for a, b in combinations(having, 2))
         rows: dict[tuple[str, ...], dict[Any, str]] = {}
         for one in having:
             said = [*settings(one, others), *([one.device] if several else [])]

@@ -96,7 +96,8 @@ def check_projection(
     with jax.enable_x64(True):
         sizes = jnp.repeat(jnp.array(scales), samples)
         keys = jax.random.split(jax.random.key(0) if key is None else key, (len(_WEIGHTS), sizes.size))
-        displace = functools.partial(_displaced, prim, params or {}, operators)
+        known = prim in rules.displacement_rules and not operators.step_margin
+        displace = functools.partial(_displaced, prim, params or {}, operators) if known else None
         trial = functools.partial(_trial, value, functools.partial(project, params or {}), displace, shapes)
         trials = jax.jit(jax.vmap(trial, in_axes=(0, 0, None)))
         whole = jax.jit(functools.partial(project, _batched_params(prim, value, shapes)))
@@ -128,25 +129,18 @@ def _batched_params(prim: Primitive, value: _Function, shapes: Sequence[tuple[in
 
 
 def _displaced(
-    prim: Primitive, params: dict[str, Any], operators: Operators, xs: Sequence[Array], target: Array, weight: Array
-) -> tuple[Array, Array] | None:
-    """Where the rule of displacements leads, flat, and the output there; ``None`` without such a rule."""
-    if prim not in rules.displacement_rules or operators.step_margin:
-        return None
-    value = prim.bind(*xs, **params)
-    moves, left = rules.displacement_rules[prim](tuple(xs), target - value, weight, operators, **params)
-    moved = jax.tree.map(jnp.add, tuple(xs), tuple(moves))
-    if left is not None:
-        return ravel_pytree(moved)[0], target - left
-    _, output = rules.projection_rules[prim](tuple(xs), target, weight, operators, **params)
-    assert output is not None
-    return ravel_pytree(moved)[0], output
+    prim: Primitive, params: dict[str, Any], operators: Operators, xs: tuple[Array, ...], target: Array, weight: Array
+) -> tuple[Array, Array | None]:
+    """Where the rule of displacements leads, flat, and the output there if it says so."""
+    moves, left = rules.displace(prim, params, xs, target - prim.bind(*xs, **params), weight, operators)
+    moved = jax.tree.map(jnp.add, xs, tuple(moves))
+    return ravel_pytree(moved)[0], None if left is None else target - left
 
 
 def _trial(
     value: _Function,
     project: _Function,
-    displace: _Function,
+    displace: _Function | None,
     shapes: Sequence[tuple[int, ...]],
     key: Array,
     scale: Array,
@@ -189,11 +183,13 @@ def _trial(
         beside = point[None] + _NUDGE * jax.random.normal(keys[4], (32, start.size)).at[0].set(0)
         return jnp.abs(jax.vmap(f)(beside) - output[None]).min(0).max()
 
+    moved, there = displace(unravel(start), target, weight) if displace else (found, output)
+    there = output if there is None else there
     # Of two nearest points the displacement may take the other.
-    moved = displace(unravel(start), target, weight) or (found, output)
+    gap = jnp.abs(jnp.sqrt(distance(moved, there)) - jnp.sqrt(best))
     errors = {
         "off_graph": off_graph(found, output),
-        "displacement": jnp.maximum(off_graph(*moved), jnp.abs(jnp.sqrt(distance(*moved)) - jnp.sqrt(best))),
+        "displacement": jnp.maximum(off_graph(moved, there), gap),
         "idempotence": _difference(project(us, output, weight), (us, output)),
         "excess": jnp.sqrt(jnp.maximum(best - nearest, 0)),
     }

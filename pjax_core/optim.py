@@ -38,7 +38,7 @@ Representation = Literal["auto", "edges", "consensus", "history"]
 WIDE = 32
 """Copies of every element from which on "auto" holds a node by its history."""
 LONGEST = 8
-"""Consensus values per step of the window up to which it does: with more, edges are as cheap."""
+"""Consensus values per step of the window up to which it does; a method that remembers more has edges."""
 
 
 class Result(NamedTuple):
