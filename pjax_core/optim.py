@@ -220,7 +220,9 @@ class _Reflecting(ProjectionMethod):
         wide = Dots(node).fan_out((0, 1) if near_loss else moving) >= WIDE and self.memory() <= LONGEST
         if not wide and self.representation != "history":
             return Edges
-        slots = min(self.window * int(min(self.memory(), LONGEST)), self._written * self.steps_per_update + 1)
+        # All that an update writes, with the step more that diagnostics take, and the start.
+        most = self._written * (self.steps_per_update + 1) + 1
+        slots = min(self.window * int(min(self.memory(), LONGEST)), most)
         window = slots + near_loss
         gram = window > 1 or number not in self.cycle(graph)[0]
         return functools.partial(History, window=window, gram=gram)

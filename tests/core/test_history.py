@@ -99,12 +99,12 @@ def test_what_falls_out_of_the_window_goes_to_the_next_oldest_slot():
 
 
 @pytest.mark.usefixtures("x64")
-def test_no_window_is_longer_than_what_an_update_writes():
+def test_no_window_is_longer_than_what_an_update_and_its_diagnostics_write():
     for make, slots in (
-        (functools.partial(DR, relaxation=0.3), 5),
-        (functools.partial(optim.DifferenceMap, beta=0.8), 9),
+        (functools.partial(DR, relaxation=0.3), 6),
+        (functools.partial(optim.DifferenceMap, beta=0.8), 11),
     ):
-        holders = _problem(*network((40, 64, 5), batch=64), make(4, representation="history", window=5)).holders
+        holders = _problem(*network((40, 64, 5), batch=64), make(4, representation="history", window=6)).holders
         assert {h.window for h in holders.values() if isinstance(h, History)} == {slots, slots + 1}  # near the loss
 
 
