@@ -102,7 +102,7 @@ def figure_5(nodes: list[dict[str, Any]] | None) -> Figure:
 def figure_7(picture: Path) -> Figure:
     """Returns the engine's SVG picture of Listing 1's graph, drawn again, so that it has every format.
 
-    Raises GraphError for a picture that has what ``pjax_core.draw`` does not draw.
+    Raises GraphError for a picture that has what ``pjax.draw`` does not draw.
     """
     if not picture.is_file():
         return missing()

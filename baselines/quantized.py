@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer, he_normal
 
-import pjax_core as pjax
+import pjax
 
 
 class Quantized(nn.Module):

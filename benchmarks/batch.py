@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pjax_core as pjax
+import pjax
 from benchmarks.measure import environment, measure, write
 from benchmarks.networks import NETWORKS
 from benchmarks.step import EDGE_STEPS
-from pjax_core import optim
+from pjax import optim
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -16,7 +16,7 @@ import jax
 
 from benchmarks.measure import environment, write
 from benchmarks.networks import NETWORKS, STEPS, Network, Program, rnn
-from pjax_core import optim
+from pjax import optim
 
 
 def seconds(program: Program, arguments: Any) -> dict[str, float]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.measure import Measurement, environment, measure, write
 from benchmarks.networks import STEPS, Program, mlp
-from pjax_core import optim
+from pjax import optim
 
 INPUTS, WIDTH = 784, 16
 

@@ -18,7 +18,7 @@ from jax import Array
 
 from benchmarks.measure import Measurement, environment, measure, write
 from benchmarks.networks import NETWORKS, Network, Program
-from pjax_core.displacement import Displacement, Gain
+from pjax.displacement import Displacement, Gain
 
 GAINS: tuple[Gain, ...] = get_args(Gain)
 DEFAULT = ["mnist mlp_1x128", "mnist mlp_4x128", "mnist mlp_4x128_skip", "cifar10 mlp_1x256"]

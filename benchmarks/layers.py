@@ -25,8 +25,8 @@ from experiments.compose import compose_run
 from experiments.data import load
 from experiments.keys import key_for
 from experiments.models import arrange, build_model
-from pjax_core import EXACT, nn, optim
-from pjax_core.displacement import Gain
+from pjax import EXACT, nn, optim
+from pjax.displacement import Gain
 
 GAINS: tuple[Gain, ...] = get_args(Gain)
 SCALES = (1e-3, 1e-1, 1.0)

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import jax
 
-import pjax_core as pjax
+import pjax
 from benchmarks.measure import environment, peak_mb, write
 from benchmarks.networks import NETWORKS, STEPS, Network, cnn, mlp, rnn
-from pjax_core import optim
+from pjax import optim
 
 CASES = {
     NETWORKS["mnist mlp_1x128"]: (256,),

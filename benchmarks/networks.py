@@ -13,7 +13,7 @@ from jax import Array
 from baselines.cnn import CNN
 from baselines.mlp import MLP
 from baselines.rnn import RNN
-from pjax_core import EXACT, PUBLISHED, nn, optim
+from pjax import EXACT, PUBLISHED, nn, optim
 from pjax_core.bilinear import Dots
 from pjax_core.graph import Graph
 from pjax_core.trace import trace_with_arrays
@@ -95,7 +95,7 @@ class Network:
                     operands = {**operands, n: [a, b]}
                 return operands, None
 
-            return jax.lax.scan(step, {n: [*graph.operands_of(n, values, indices)] for n in nodes}, length=steps)[0]
+            return jax.lax.scan(step, {n: [*graph.nodes[n].read(values, indices)] for n in nodes}, length=steps)[0]
 
         return train
 

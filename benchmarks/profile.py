@@ -17,7 +17,7 @@ import jax
 
 from benchmarks.measure import environment
 from benchmarks.networks import NETWORKS, OPERATORS, Network, Program
-from pjax_core import optim
+from pjax import optim
 
 METHODS = {
     "AP": optim.AlternatingProjections,

@@ -15,10 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-import pjax_core as pjax
+import pjax
 from benchmarks.measure import environment, measure, write
 from benchmarks.networks import NETWORKS, STEPS, Network, Program
-from pjax_core import optim
+from pjax import optim
 
 
 def cases(network: Network) -> dict[str, tuple[Program, int]]:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import optax
 
-import pjax_core as pjax
+import pjax
 from benchmarks.measure import Measurement, environment, measure, write
 from benchmarks.networks import NETWORKS, OPERATORS, STEPS, Network, Program
-from pjax_core import optim
+from pjax import optim
 
 EDGE_STEPS = 3
 

@@ -16,7 +16,7 @@ from jax import lax
 
 from experiments.cluster.distributed import split
 from experiments.methods import Method
-from pjax_core import nn
+from pjax import nn
 
 EVALUATION_BATCH = 1000
 """Samples evaluated at once: bounds the memory of evaluating a whole split, at 0.2 GB for the tables' networks."""

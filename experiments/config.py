@@ -126,7 +126,7 @@ class GradientConfig(MethodConfig):
 
 @dataclass
 class ProjectionConfig(MethodConfig):
-    """A projection method of `pjax_core.optim`; one update is `steps_per_update` counted steps."""
+    """A projection method of `pjax.optim`; one update is `steps_per_update` counted steps."""
 
     steps_per_update: int = MISSING
     representation: str = MISSING
@@ -142,12 +142,12 @@ class DouglasRachfordConfig(ProjectionConfig):
 
 @dataclass
 class DisplacementConfig(MethodConfig):
-    """Displacements of `pjax_core.optim`, whose operators are always the exact ones.
+    """Displacements of `pjax.optim`, whose operators are always the exact ones.
 
     Attributes:
         transform: what makes steps of displacements, a gradient method.
         learning_rate: its.
-        target_scale: and `gain`, `sweeps`: see `pjax_core.optim.Displacement`.
+        target_scale: and `gain`, `sweeps`: see `pjax.optim.Displacement`.
         prox_lambda: and `step_margin`: of the operators.
         average: of the parameters, see there.
     """

@@ -23,10 +23,9 @@ import flax.linen
 import jax
 import jax.numpy as jnp
 
-import pjax_core as pjax
+import pjax
 from baselines.rnn import Cell
-from pjax_core import nn
-from pjax_core.graph import Graph
+from pjax import nn
 
 CHARACTERS, HIDDEN, SYMBOLS = 3, 256, 65
 
@@ -47,7 +46,7 @@ class MLP(nn.Module):
         return self.out(x)
 
 
-def listing_1() -> Graph:
+def listing_1() -> pjax.Graph:
     """The graph of Listing 1: 32 images of 784 pixels, 16 hidden units, 10 classes."""
     model = MLP(in_features=784, hidden_features=16, num_classes=10)
     x, y = jnp.zeros((32, 784)), jnp.zeros(32, jnp.int32)
@@ -55,7 +54,7 @@ def listing_1() -> Graph:
     return pjax.trace(lambda params: nn.cross_entropy(model.apply(params, x), y), params)
 
 
-def unrolled_rnn() -> Graph:
+def unrolled_rnn() -> pjax.Graph:
     """The graph of three cells that share their parameters, on one text."""
     cell = Cell([HIDDEN], SYMBOLS, output_bias=False)
     embed = flax.linen.Embed(SYMBOLS, HIDDEN)
@@ -78,7 +77,7 @@ def unrolled_rnn() -> Graph:
     return pjax.trace(loss_fn, params)
 
 
-def describe(graph: Graph, cells: int = 0) -> dict[str, Any]:
+def describe(graph: pjax.Graph, cells: int = 0) -> dict[str, Any]:
     """The graph's nodes as plain data; `cells` is how many unrolled cells it has."""
     side_a, nodes = set(graph.sides[0]), []
     step: dict[int, int] = {}

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import jax
 import optax
 
-import pjax_core as pjax
+import pjax
 from baselines import having, member
 from baselines.gradient import GradientMethod, LossFn, Params
 from experiments.config import (
@@ -27,7 +27,7 @@ from experiments.config import (
     UsageError,
     blaming,
 )
-from pjax_core import optim
+from pjax import optim
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class ProjectionMethod:
-    """An optimizer of `pjax_core.optim` behind the shared interface; it keeps nothing from batch to batch."""
+    """An optimizer of `pjax.optim` behind the shared interface; it keeps nothing from batch to batch."""
 
     optimizer: Any
 
@@ -82,7 +82,7 @@ class ProjectionMethod:
 
 @dataclass(frozen=True)
 class DisplacementMethod:
-    """`pjax_core.optim.Displacement` behind the shared interface: an update is one step, as a gradient method's is."""
+    """`pjax.optim.Displacement` behind the shared interface: an update is one step, as a gradient method's is."""
 
     optimizer: optim.Displacement
     steps_per_update: int = 1

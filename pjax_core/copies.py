@@ -70,8 +70,7 @@ class Holder:
 
     def spread(self, values: Values) -> Operands:
         """Operands from the producers' values, from those of the forward pass where none is given."""
-        known = {**self.values, **values}
-        return tuple(o.spread([known[p] for p in o.producers], self.indices) for o in self.node.operands)
+        return self.node.read({**self.values, **values}, self.indices)
 
     def living(self, coefficient: Array) -> Array:
         """Zero a coefficient per output where nobody reads the output."""
@@ -79,10 +78,8 @@ class Holder:
 
     def means(self, position: int, sums: Array) -> dict[int, Array]:
         """Average an operand's living copies, from their sums, by producer; zero where none are."""
-        operand = self.node.operands[position]
-        found = operand.gather(sums, [self.values[p] for p in operand.producers], self.indices)
-        sum_of = dict(zip(operand.producers, found, strict=True))
-        return {p: sum_of[p] / at_least_one(count) for p, count in self.counts[position].items()}
+        found = self.node.operands[position].gather(sums, self.values, self.indices)
+        return {p: found[p] / at_least_one(count) for p, count in self.counts[position].items()}
 
     def apply(self, operands: Operands, target: Array | None, weight: ArrayLike) -> Projected:
         """Project operands whose elements are one edge each by the primitive's rule."""

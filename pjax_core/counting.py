@@ -52,8 +52,8 @@ def _count(
         copies = jnp.broadcast_to(copies, operand.shape)
     else:
         copies = living(node, jnp.ones(operand.shape, operand.dtype), alive)
-    sums = operand.gather(copies, [graph.nodes[p].aval for p in operand.producers], indices)
-    return {p: count for p, count in zip(operand.producers, sums, strict=True) if p in producers}
+    sums = operand.gather(copies, {p: graph.nodes[p].aval for p in operand.producers}, indices)
+    return {p: sums[p] for p in operand.producers if p in producers}
 
 
 def _counts(

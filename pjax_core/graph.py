@@ -9,10 +9,8 @@ nodes, its producers. No inverse of a copy is written anywhere: the sums over co
 
 import dataclasses
 import functools
-import math
-from collections import Counter, deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from os import PathLike
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -20,8 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.extend.core import Primitive
-
-from pjax_core import rules
 
 Kind = Literal["parameter", "constant", "constraint", "loss"]
 Source = tuple[str, int]
@@ -77,21 +73,21 @@ class Operand:
         visit(source)
         return cls(tuple(producers), tuple(copies), aval.shape, aval.dtype)
 
-    def spread(self, values: Sequence[Array], indices: Sequence[Array]) -> Array:
-        """Apply S: from the producers' values, in order, to the operand."""
-        results: list[Array] = []
-        sources = {"producer": values, "copy": results, "index": indices}
+    def spread(self, values: Mapping[int, Array], indices: Sequence[Array]) -> Array:
+        """Apply S: from the values of nodes, by number, to the operand."""
+        producers, results = [values[p] for p in self.producers], list[Array]()
+        sources = {"producer": producers, "copy": results, "index": indices}
         for copy in self.copies:
             inputs = [sources[kind][position] for kind, position in copy.inputs]
             results.append(copy.primitive.bind(*inputs, **dict(copy.params)))
-        return results[-1] if self.copies else values[0]
+        return results[-1] if self.copies else producers[0]
 
-    def gather(self, copies: Array, values: Sequence[Any], indices: Sequence[Array]) -> list[Array]:
-        """Apply the transpose of S: the sums of an operand's copies, in the producers' shapes."""
+    def gather(self, copies: Array, values: Mapping[int, Any], indices: Sequence[Array]) -> dict[int, Array]:
+        """Apply the transpose of S: the sums of the operand's copies, by producer and in its shape."""
         if not self.copies:
-            return [copies]
-        transpose = jax.linear_transpose(lambda *xs: self.spread(xs, indices), *values)
-        return list(transpose(copies))
+            return dict.fromkeys(self.producers, copies)
+        own = {p: values[p] for p in self.producers}
+        return jax.linear_transpose(lambda xs: self.spread(xs, indices), own)(copies)[0]
 
     @property
     def indexed(self) -> set[int]:
@@ -139,6 +135,10 @@ class Node:
         """Read other producers in place of these."""
         operands = (dataclasses.replace(o, producers=tuple(number_of[p] for p in o.producers)) for o in self.operands)
         return dataclasses.replace(self, operands=tuple(operands))
+
+    def read(self, values: Mapping[int, Array], indices: Sequence[Array]) -> tuple[Array, ...]:
+        """Operands from the values of nodes, by number."""
+        return tuple(operand.spread(values, indices) for operand in self.operands)
 
     def evaluate(self, operands: Sequence[Array]) -> Array:
         """Value of the primitive, ``f(operands)``."""
@@ -225,17 +225,6 @@ class Graph:
             tuple(sorted(n for n, d in distance.items() if d == layer)) for layer in sorted({*distance.values()})
         )
 
-    @functools.cached_property
-    def edges(self) -> int:
-        """Number of edges of the paper's graph of scalar nodes: the memory of keeping a copy on every one."""
-        return sum(map(_scalar_edges, self.nodes))
-
-    def operands_of(self, number: int, values: Mapping[int, Array], indices: Sequence[Array]) -> tuple[Array, ...]:
-        """Operands of a node from the values of its producers."""
-        return tuple(
-            operand.spread([values[p] for p in operand.producers], indices) for operand in self.nodes[number].operands
-        )
-
     def values(self, traced: Sequence[Array], constants: Sequence[Array], indices: Sequence[Array]) -> dict[int, Array]:
         """Values of the nodes by number from those of the forward pass."""
         values = dict(zip(self.numbers("constant"), constants, strict=True))
@@ -244,57 +233,8 @@ class Graph:
                 members = [traced[origin] for origin in node.origins]
                 values[i] = members[0] if len(members) == 1 else jnp.stack(members)
         for i in self.identities:
-            values[i] = self.nodes[i].evaluate(self.operands_of(i, values, indices))
+            values[i] = self.nodes[i].evaluate(self.nodes[i].read(values, indices))
         return values
-
-    def draw(self, path: str | PathLike[str], *, copies: bool = True) -> None:
-        """Write an SVG picture of the graph (paper, Figure 7) to ``path``; ``copies=False`` leaves copies out.
-
-        Raises:
-            ValueError: ``path`` does not end in ``.svg``.
-            FileNotFoundError: its folder does not exist.
-        """
-        from pjax_core import draw  # draw imports this module
-
-        draw.write(self, path, copies=copies)
-
-    def _repr_svg_(self) -> str:
-        """Show the picture in notebooks."""
-        from pjax_core import draw
-
-        return draw.svg(self)
-
-    def __str__(self) -> str:
-        """Draw a table: number, side, kind, name, shape and the nodes that it reads."""
-        side_a = set(self.sides[0])
-        rows = [("node", "side", "kind", "name", "shape", "reads")]
-        for i, node in enumerate(self.nodes):
-            reads = " ".join(f"{'+'.join(map(str, o.producers))}{'*' if o.copies else ''}" for o in node.operands)
-            shape = f"{node.dtype.name}[{','.join(map(str, node.shape))}]"
-            rows.append((str(i), "A" if i in side_a else "B", node.kind, node.name, shape, reads))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([*lines, "(* through copies)"])
-
-    def summary(self) -> str:
-        """Describe the graph: nodes by kind, sides, inserted identities, layers, and what edges would cost."""
-        lines = [f"{len(self.nodes)} nodes: {_counted(node.kind for node in self.nodes)}"]
-        for letter, side in zip("AB", self.sides, strict=True):
-            lines.append(f"side {letter}, {len(side)} nodes: {_counted(self.nodes[n].name for n in side)}")
-        how = "proven fewest" if self.proven else "fewest found within the search limit"
-        lines.append(f"identities inserted on odd cycles (Theorem 4): {len(self.identities)}, {how}")
-        names = [f"{node.name} (node {n})" for n, node in enumerate(self.nodes)]
-        for n in self.identities:
-            readers = dict.fromkeys(names[reader] for reader, _ in self.consumers[n])
-            lines.append(f"  {names[n]} between {names[self.nodes[n].producers()[0]]} and {', '.join(readers)}")
-        lines.append(
-            f"{len(self.layers)} layers (cyclic projections), of {', '.join(str(len(x)) for x in self.layers)} nodes"
-        )
-        sizes = [math.prod(node.shape) for node in self.nodes]
-        parameters = sum(sizes[n] for n in self.numbers("parameter"))
-        lines.append(f"scalar nodes: {sum(sizes):,}, of which parameters: {parameters:,}")
-        lines.append(f"scalar edges, which representation 'edges' keeps: {self.edges:,}")
-        return "\n".join(lines)
 
 
 def distances(graph: Graph, cut: Collection[int] = ()) -> dict[int, int]:
@@ -313,16 +253,3 @@ def distances(graph: Graph, cut: Collection[int] = ()) -> dict[int, int]:
                 for neighbour, producer in graph.neighbours[number]:
                     (later if producer in cut else queue).append((neighbour, far + 1))
     return distance
-
-
-def _scalar_edges(node: Node) -> int:
-    """Count the scalar edges into a node: a dot product has its own copies of what it reads."""
-    shapes = [jax.ShapeDtypeStruct(o.shape, o.dtype) for o in node.operands]
-    if node.primitive in rules.bilinear_rules:
-        expand = functools.partial(rules.bilinear_rules[node.primitive].expand, **dict(node.params))
-        shapes = jax.eval_shape(expand, *shapes)
-    return sum(copies.size for copies in shapes)
-
-
-def _counted(names: Iterable[str]) -> str:
-    return ", ".join(f"{count} x {name}" if count > 1 else name for name, count in Counter(names).items())

@@ -119,7 +119,7 @@ def defshape(prim: Primitive, data: tuple[int, ...] | None = None) -> None:
         data: positions of the operands that carry values; the rest are indices. ``None``: all.
     """
     if prim.multiple_results:
-        raise ValueError(f"copy {prim} has several results; make them one by one: pjax_core.defcomp(primitive, fun)")
+        raise ValueError(f"copy {prim} has several results; make them one by one: pjax.defcomp(primitive, fun)")
     _register(copy_rules, prim, data)
 
 

@@ -61,10 +61,15 @@ def _stackable(graph: Graph, members: Sequence[int]) -> bool:
         _batched(first, count)
         for operand in first.operands:
             avals = [graph.nodes[p].aval.update(shape=(count, *graph.nodes[p].shape)) for p in operand.producers]
-            _traced(lambda xs, _, o=operand: jax.vmap(lambda *x: o.spread(x, ()))(*xs), range(len(avals)), avals)
+            _traced(lambda xs, _, o=operand: _spread(o, xs), range(len(avals)), avals)
     except _NotCopies:
         return False
     return True
+
+
+def _spread(operand: Operand, values: Sequence[Array]) -> Array:
+    """Apply an operand's copies to stacks of its producers' values, in order."""
+    return jax.vmap(lambda xs: operand.spread(xs, ()))(dict(zip(operand.producers, values, strict=True)))
 
 
 class _NotCopies(Exception):
@@ -137,8 +142,8 @@ class _Stacks:
         def fun(values: Sequence[Array], indices: Sequence[Array]) -> Array:
             value_of = dict(zip(numbers, values, strict=True))
             if len(operands) == 1:
-                return first.spread([self._member(value_of, p) for p in first.producers], indices)
-            return jax.vmap(lambda *xs: first.spread(xs, ()))(*(self._stacked(value_of, c) for c in columns))
+                return first.spread({p: self._member(value_of, p) for p in first.producers}, indices)
+            return _spread(first, [self._stacked(value_of, c) for c in columns])
 
         return _traced(fun, numbers, [self._aval(n) for n in numbers], self._indices)
 

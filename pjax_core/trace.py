@@ -63,8 +63,8 @@ class Trace(NamedTuple):
     indices: list[Array]  # index arrays of copies (an embedding's tokens)
 
 
-def trace(fun: Callable[[Params], Any], params: Params) -> Graph:
-    """Trace ``fun(params)`` into its constraint graph.
+def trace_with_arrays(fun: Callable[[Params], Any], params: Params) -> Trace:
+    """Trace ``fun(params)`` into its constraint graph, with the arrays that the graph's constants stand for.
 
     Args:
         fun: plain JAX that returns losses (``nn.cross_entropy``, ``nn.margin_loss``), one or a pytree.
@@ -74,11 +74,6 @@ def trace(fun: Callable[[Params], Any], params: Params) -> Graph:
         TypeError: an operation without a rule, a parameter that is not floating-point, an output that is
             not a loss.
     """
-    return trace_with_arrays(fun, params).graph
-
-
-def trace_with_arrays(fun: Callable[[Params], Any], params: Params) -> Trace:
-    """Trace as :func:`trace` does and return the arrays that the graph's constants stand for."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     leaves = [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in leaves]
     if not leaves:
@@ -215,7 +210,7 @@ class JaxprTracer:
             f"has no projection rule. Constraints with a rule: {', '.join(constraints)}, max(., 0), "
             f"division by a constant; copies: {', '.join(sorted(map(str, rules.copy_rules)))}. Write the operation "
             "with these, close over it if it does not depend on the parameters, or register a rule: "
-            "pjax_core.defproj(primitive, rule), see pjax_core.rules",
+            "pjax.defproj(primitive, rule), see pjax_core.rules",
         )
 
     def _call(self, eqn: JaxprEqn, body: ClosedJaxpr, *inputs: Any) -> list[Any]:

@@ -20,7 +20,7 @@ class Defect(NamedTuple):
     """One wrong line."""
 
     name: str
-    file: str  # in pjax_core
+    file: str
     old: str  # found exactly once in the file
     new: str
     tests: tuple[str, ...]  # ids of the tests that should notice, below tests/core
@@ -29,182 +29,182 @@ class Defect(NamedTuple):
 DEFECTS = (
     Defect(
         "carry shifted the wrong way",
-        "recurrence.py",
+        "pjax_core/recurrence.py",
         "jnp.concatenate([first[None], steps[:-1]])",
         "jnp.concatenate([first[None], steps[1:]])",
         ("test_recurrence.py::test_scan_is_the_unrolled_network[plain-AP]",),
     ),
     Defect(
         "time that runs backwards forgotten",
-        "recurrence.py",
+        "pjax_core/recurrence.py",
         'if eqn.params["reverse"]:',
         "if False:",
         ("test_recurrence.py::test_scan_is_the_unrolled_network[backwards-AP]",),
     ),
     Defect(
         "sign of a bilinear rule's root",
-        "bilinear.py",
+        "pjax_core/bilinear.py",
         "return scale, root * scale",
         "return scale, -root * scale",
         ("test_architectures.py::test_every_representation_equals_edges[AP-MLP]",),
     ),
     Defect(
         "copies of a dot counted once",
-        "bilinear.py",
+        "pjax_core/bilinear.py",
         "jax.linear_transpose(self._plain, *self._shapes)(coefficient)",
         "jax.linear_transpose(self._plain, *self._shapes)(coefficient / self._node.shape[-1])",
         ("test_bilinear.py::test_sums_over_edges[matrix]",),
     ),
     Defect(
         "ones of a convolution summed over the batch",
-        "windows.py",
+        "pjax_core/windows.py",
         "a = jnp.sum(a.transpose(dimension_numbers.lhs_spec), 1, keepdims=True)",
         "a = jnp.sum(a.transpose(dimension_numbers.lhs_spec), 0, keepdims=True)",
         ("test_bilinear.py::test_sums_over_edges[conv]",),
     ),
     Defect(
         "sides of Douglas-Rachford swapped",
-        "optim.py",
+        "pjax_core/optim.py",
         "problem.graph.sides, self.relaxation)",
         "problem.graph.sides[::-1], self.relaxation)",
         ("test_methods.py::test_edges_are_the_papers_scalar_method[dr-DouglasRachford-False]",),
     ),
     Defect(
         "factor of the relaxation",
-        "optim.py",
+        "pjax_core/optim.py",
         "(2 * relaxation, y), (-2 * relaxation, x)",
         "(relaxation, y), (-relaxation, x)",
         ("test_methods.py::test_steps_are_those_of_the_literature",),
     ),
     Defect(
         "share of beta",
-        "optim.py",
+        "pjax_core/optim.py",
         "share = 1 / self.beta",
         "share = self.beta",
         ("test_methods.py::test_steps_are_those_of_the_literature",),
     ),
     Defect(
         "last pair of cyclic Douglas-Rachford",
-        "optim.py",
+        "pjax_core/optim.py",
         "layers[1:] + layers[:1]",
         "layers[1:] + layers[-1:]",
         ("test_methods.py::test_steps_are_those_of_the_literature",),
     ),
     Defect(
         "weight of the output left out of a sum",
-        "projections.py",
+        "pjax_core/projections.py",
         "step = distance / (squares + 1 / weight)",
         "step = distance / (squares + 1)",
         ("test_projections.py::test_definition",),
     ),
     Defect(
         "coefficients of a mean taken for those of a sum",
-        "projections.py",
+        "pjax_core/projections.py",
         "squares = fun(*transpose(jnp.ones_like(distance)))",
         "squares = fun(*map(jnp.ones_like, operands))",
         ("test_nonlinear.py::test_a_mean_is_projected_as_in_theorem_5",),
     ),
     Defect(
         "inputs of steps sent where no target is",
-        "projections.py",
+        "pjax_core/projections.py",
         "(move * distance > 0) &",
         "(move * distance < 0) &",
         ("test_displacement.py::test_a_step_moves_as_its_target_asks",),
     ),
     Defect(
         "what a product leaves of a displacement",
-        "displacement.py",
+        "pjax/displacement.py",
         "scale, (x, w)), root",
         "scale, (x, w)), distance - root",
         ("test_displacement.py::test_a_dots_displacement_is_the_difference_of_projections",),
     ),
     Defect(
         "label mask of the margin",
-        "projections.py",
+        "pjax_core/projections.py",
         "jnp.where(labels <= 0, jnp.minimum(x, 0)",
         "jnp.where(labels < 0, jnp.minimum(x, 0)",
         ("test_projections.py::test_margin_is_the_nearest_point_of_its_set",),
     ),
     Defect(
         "maximum raises all equal entries",
-        "projections.py",
+        "pjax_core/projections.py",
         "raised = (position == first) &",
         "raised = (x == jnp.expand_dims(top, axes)) &",
         ("test_projections.py::test_max_moves_one_of_equal_entries_up_and_all_of_them_down",),
     ),
     Defect(
         "midpoints of quantisation go up",
-        "projections.py",
+        "pjax_core/projections.py",
         "jnp.ceil((x + scale) / gap - 0.5)",
         "jnp.floor((x + scale) / gap + 0.5)",
         ("test_projections.py::test_quantize_takes_midpoints_down_and_has_no_slope",),
     ),
     Defect(
         "level of the cross-entropy's Newton step",
-        "projections.py",
+        "pjax_core/projections.py",
         "jnp.sum(w + share * gap, -1, keepdims=True) - lam",
         "jnp.sum(w - share * gap, -1, keepdims=True) - lam",
         ("test_roots.py::test_exact_prox_solves_equation_49",),
     ),
     Defect(
         "what was reflected taken for its projection",
-        "history.py",
+        "pjax_core/history.py",
         "before: [(1, reflected), (-2, way)]",
         "before: [(1, reflected), (-1, way)]",
         ("test_architectures.py::test_every_representation_equals_edges[DR-CNN]",),
     ),
     Defect(
         "norms of a history's sum and difference exchanged",
-        "history.py",
+        "pjax_core/history.py",
         "return norm(0), norm(1)",
         "return norm(1), norm(0)",
         ("test_architectures.py::test_every_representation_equals_edges[DR-MLP]",),
     ),
     Defect(
         "folded into the newest slot",
-        "history.py",
+        "pjax_core/history.py",
         ".at[0].add(jnp.sum(a[:drop], 0))",
         ".at[-1].add(jnp.sum(a[:drop], 0))",
         ("test_history.py::test_what_falls_out_of_the_window_goes_to_the_next_oldest_slot",),
     ),
     Defect(
         "consumers averaged without their numbers of copies",
-        "problem.py",
+        "pjax_core/problem.py",
         "sum(own * (count / weight) for own, count in",
         "sum(own / len(means) for own, count in",
         ("test_methods.py::test_consensus_over_consumers_differs_only_where_fan_outs_differ",),
     ),
     Defect(
         "means that a producer has read are not replaced by its value",
-        "copies.py",
+        "pjax_core/copies.py",
         "values.get(p, before)",
         "before",
         ("test_architectures.py::test_every_representation_equals_edges[AP-MLP]",),
     ),
     Defect(
         "outputs that nobody reads are alive",
-        "counting.py",
+        "pjax_core/counting.py",
         "jnp.sign(sum(readers, jnp.zeros_like(masks[n])))",
         "jnp.ones_like(masks[n])",
         ("test_methods.py::test_outputs_that_nobody_reads_change_nothing",),
     ),
     Defect(
         "nodes whose copies are all dropped are alive",
-        "counting.py",
+        "pjax_core/counting.py",
         "jnp.sign(sum(readers, jnp.zeros_like(masks[n])))",
         "jnp.sign(sum(readers) + (jnp.max(sum(readers)) == 0))",
         ("test_recurrence.py::test_what_only_dropped_copies_read_is_not_in_the_graph",),
     ),
     Defect(
         "an embedding's rows counted as one each",
-        "counting.py",
+        "pjax_core/counting.py",
         "later = _counts(graph, masks, indices, lambda operand: operand.indexed)",
         "later = jax.tree.map(lambda _: 1, _counts(graph, masks, indices, lambda operand: operand.indexed))",
         ("test_trace.py::test_copies_are_not_nodes_and_their_means_are_exact",),
     ),
     Defect(
         "an addition that others read is fused",
-        "fusion.py",
+        "pjax_core/fusion.py",
         "readers[operand.producers[0]] == 1",
         "readers[operand.producers[0]] >= 1",
         ("test_trace.py::test_an_addition_that_others_read_is_not_fused",),
@@ -214,7 +214,7 @@ DEFECTS = (
 
 def plant(defect: Defect, tree: Path) -> str:
     """Write the wrong line into a copy of the tree; returns the right text of the file."""
-    path = tree / "pjax_core" / defect.file
+    path = tree / defect.file
     text = path.read_text()
     if text.count(defect.old) != 1:
         raise ValueError(f"{defect.name}: {defect.file} holds {text.count(defect.old)} times, not once: {defect.old}")
@@ -250,16 +250,16 @@ def run(defects: Iterable[Defect]) -> list[Defect]:
     survivors = []
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder)
-        for name in ("pjax_core", "tests"):
+        for name in ("pjax", "pjax_core", "tests"):
             shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", tree)
         for defect in defects:
             begin = time.perf_counter()
             right = plant(defect, tree)
             found = noticed(defect, tree)
-            (tree / "pjax_core" / defect.file).write_text(right)
+            (tree / defect.file).write_text(right)
             verdict = f"caught by {defect.tests[0]}" if found else "NOT CAUGHT"
-            print(f"{defect.name:50s} {defect.file:15s} {time.perf_counter() - begin:4.0f} s  {verdict}", flush=True)
+            print(f"{defect.name:50s} {defect.file:25s} {time.perf_counter() - begin:4.0f} s  {verdict}", flush=True)
             survivors += [] if found else [defect]
     return survivors
 

@@ -1,4 +1,4 @@
-"""The wheel ships `pjax_core` whole, and nothing else, and works away from the source folder."""
+"""The wheel ships `pjax` and `pjax_core` whole, and nothing else, and works away from the source folder."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = {"pjax", "pjax_core"}
 
 
 def pip(*arguments: str, cwd: Path) -> None:
@@ -23,7 +24,8 @@ def pip(*arguments: str, cwd: Path) -> None:
 def test_the_wheel_installs_and_imports_elsewhere(tmp_path: Path) -> None:
     # Built from a copy: a build in the checkout would leave folders there, and ship what an earlier build left.
     source = tmp_path / "source"
-    shutil.copytree(ROOT / "pjax_core", source / "pjax_core", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
     # A stranger beside the package: the wheel must not pick it up.
     (source / "experiments").mkdir()
     (source / "experiments" / "__init__.py").touch()
@@ -39,11 +41,12 @@ def test_the_wheel_installs_and_imports_elsewhere(tmp_path: Path) -> None:
         paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
         return {str(path) for path in paths if "__pycache__" not in path.parts}
 
-    assert files(target / "pjax_core") == files(ROOT / "pjax_core")
-    assert (target / "pjax_core" / "py.typed").exists()
-    assert {path.name.partition("-")[0] for path in target.iterdir()} == {"pjax_core", "pjax"}
+    for package in PACKAGES:
+        assert files(target / package) == files(ROOT / package)
+        assert (target / package / "py.typed").exists()
+    assert {path.name.partition("-")[0] for path in target.iterdir()} == PACKAGES  # the metadata's name is pjax, too
 
-    code = "import pjax_core; from pjax_core import nn, optim; print(pjax_core.__file__)"
+    code = "import pjax; from pjax import nn, optim; print(pjax.__file__)"
     away = tmp_path / "away"
     away.mkdir()
     result = subprocess.run(

@@ -27,7 +27,7 @@ from experiments.records import run_id, write_json
 from experiments.storage import relative
 
 FORMAT = 1
-CODE = ("pjax_core/**/*.py", "baselines/**/*.py", "experiments/**/*.py", "requirements.lock.txt")
+CODE = ("pjax/**/*.py", "pjax_core/**/*.py", "baselines/**/*.py", "experiments/**/*.py", "requirements.lock.txt")
 """What determines the numbers of a run beside its configuration."""
 REFINED = ("method", "tracker")
 """Groups whose schema depends on the choice."""

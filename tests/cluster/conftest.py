@@ -142,7 +142,7 @@ def checkout(tmp_path: Path) -> Path:
     copy = tmp_path / "checkout"
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True)
     for name in listed.stdout.decode().splitlines():
-        if name.split("/")[0] in ("pjax_core", "baselines", "experiments", "conf", "slurm") or "lock" in name:
+        if name.split("/")[0] in ("pjax", "pjax_core", "baselines", "experiments", "conf", "slurm") or "lock" in name:
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, copy / name)
     (copy / ".venv").symlink_to((ROOT / ".venv").resolve())

@@ -71,11 +71,9 @@ def test_a_submission_names_the_code_that_changed(
     written = frozen()
     written.check_code()
     now = {**written.code, "baselines/mlp.py": "other", "experiments/new.py": "new"}
-    del now["pjax_core/nn.py"]
+    del now["pjax/nn.py"]
     monkeypatch.setattr(manifest, "fingerprint", lambda: now)
-    with pytest.raises(
-        UsageError, match=r"\(commit 000000000000\): baselines/mlp.py, experiments/new.py, pjax_core/nn.py"
-    ):
+    with pytest.raises(UsageError, match=r"\(commit 000000000000\): baselines/mlp.py, experiments/new.py, pjax/nn.py"):
         written.check_code()
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pjax_core import nn
+from pjax import nn
 
 
 class MLP(nn.Module):

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import pjax_core as pjax
-from pjax_core import nn, optim
+import pjax
+from pjax import nn, optim
 from tests.core.networks import RNN, ZOO, images, initial, relative_error, sentences, zoo
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -170,7 +170,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from pjax_core import nn, optim
+from pjax import nn, optim
 from tests.core.networks import ZOO, initial
 
 jax.config.update("jax_enable_x64", True)

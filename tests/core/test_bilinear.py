@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-import pjax_core as pjax
-from pjax_core import nn, optim, rules
+import pjax
+from pjax import nn, optim
+from pjax_core import rules
 from pjax_core.bilinear import Dots
 from pjax_core.trace import trace_with_arrays
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.extend.core import primitives as P
 
-import pjax_core as pjax
+import pjax
 from pjax_core import rules
 
 RIGHT = {

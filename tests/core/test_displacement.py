@@ -9,8 +9,9 @@ import pytest
 from jax import lax
 from jax.extend.core import primitives as P
 
-import pjax_core as pjax
-from pjax_core import displacement, projections, rules
+import pjax
+from pjax import displacement
+from pjax_core import projections, rules
 from pjax_core.trace import trace_with_arrays
 from tests.core.test_projections import CASES, SAMPLES
 

@@ -46,5 +46,6 @@ def test_every_page_with_code_is_run():
 
 def test_the_engines_files_are_all_in_its_table():
     table = re.findall(r"^\|.*\|$", (ROOT / "docs" / "engine.md").read_text(), re.MULTILINE)
-    named = set(re.findall(r"`pjax_core/(\w+\.py)`", "\n".join(table)))
-    assert named == {file.name for file in (ROOT / "pjax_core").glob("*.py")}
+    named = set(re.findall(r"`(pjax\w*/\w+\.py)`", "\n".join(table)))
+    files = [file for package in ("pjax", "pjax_core") for file in (ROOT / package).glob("[a-z]*.py")]
+    assert named == {f"{file.parent.name}/{file.name}" for file in files}

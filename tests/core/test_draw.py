@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from jax.extend.core import primitives as P
 
-import pjax_core as pjax
-from pjax_core import nn, rules
-from pjax_core.graph import Copy, Graph, Node, Operand
+import pjax
+from pjax import nn
+from pjax_core import rules
+from pjax_core.graph import Copy, Node, Operand
 from tests.core.networks import network, problem, zoo
 
 X, Y = jnp.ones((4, 3)), jnp.array([0, 1, 0, 1])
@@ -47,7 +48,7 @@ def _recurrent():
     """A cell that reads the state of the step before: node 5 reads node 6 through a shift."""
     shift = (Copy(P.pad_p, (), (("producer", 0),)), Copy(P.slice_p, (), (("copy", 0),)))
     leaves = [Node("parameter", name, (8, 4), F32) for name in ("w", "u", "v")]
-    return Graph(
+    return pjax.Graph(
         (
             *leaves,
             Node("constant", "constant0", (8, 4), F32),
@@ -68,7 +69,7 @@ def _level_back_edges():
     nodes = list(graph.nodes)
     nodes[4] = dataclasses.replace(nodes[4], operands=(_operand(3), _operand(5)))
     nodes[6] = dataclasses.replace(nodes[6], operands=(_operand(4),))
-    changed = Graph(tuple(nodes))
+    changed = pjax.Graph(tuple(nodes))
     changed.__dict__["sides"] = graph.sides  # two neighbours are on one side, which changes no place
     return changed
 
@@ -284,7 +285,7 @@ def test_another_process_gives_the_same_bytes(tmp_path):
 def test_addresses_of_parameters_are_left_out(tmp_path):
     graph = _recurrent()
     nodes = [dataclasses.replace(node, params=(("rule", object()),)) for node in graph.nodes]
-    drawing = _Drawing(Graph(tuple(nodes)), tmp_path / "graph.svg")
+    drawing = _Drawing(pjax.Graph(tuple(nodes)), tmp_path / "graph.svg")
     assert _title(drawing.nodes[0]) == "node 0: parameter w {'rule': <object object>}\nfloat32 (8, 4)"
 
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import pjax_core as pjax
-from pjax_core import nn, optim
+import pjax
+from pjax import nn, optim
 from pjax_core.copies import Edges
 from pjax_core.history import History
 from pjax_core.problem import Problem

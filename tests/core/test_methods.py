@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import pjax_core as pjax
-from pjax_core import nn, optim
+import pjax
+from pjax import nn, optim
 from tests.core.networks import (
     ARCHITECTURES,
     MLP,

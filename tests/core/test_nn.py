@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import pjax_core as pjax
-from pjax_core import nn, optim
+import pjax
+from pjax import nn, optim
 from tests.core.networks import MLP, blobs, patches
 
 
@@ -392,13 +392,12 @@ def listing_as_printed(shared) -> str:
     return text[: text.index("\nListing 1:")].rsplit("```\n", 2)[1]
 
 
-def test_listing_1_runs_as_printed_but_for_the_import():
-    source = LISTING_1.replace("import pjax\nfrom pjax import", "import pjax_core as pjax\nfrom pjax_core import")
+def test_listing_1_runs_as_printed():
     rng = np.random.default_rng(0)
     y = rng.integers(10, size=(3, 32))
     x = rng.normal(size=(10, 784))[y] + 0.3 * rng.normal(size=(3, 32, 784))
     scope: dict[str, Any] = {"dataloader": [(jnp.float32(a), jnp.asarray(b)) for a, b in zip(x, y, strict=True)]}
-    exec(source, scope)
+    exec(LISTING_1, scope)
     assert set(scope["params"]) == {"hidden.weight", "relu.bias", "out.weight"}
     losses = pjax.nn.cross_entropy(scope["model"].apply(scope["params"], x[0].astype("float32")), jnp.asarray(y[0]))
     assert float(losses.mean()) < float(scope["loss"])

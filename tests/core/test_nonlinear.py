@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import pjax_core as pjax
-from pjax_core import nn, optim, projections, rules
+import pjax
+from pjax import nn, optim
+from pjax_core import projections, rules
 from tests.core.networks import blobs, relative_error
 
 X, Y, W = jnp.ones((4, 6, 3)), jnp.array([0, 1, 0, 1]), jnp.ones((3, 2))

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-import pjax_core as pjax
-from pjax_core import nn, optim
-from pjax_core import numpy as pjax_numpy
+import pjax
+from pjax import nn, optim
+from pjax import numpy as pjax_numpy
 from tests.core.networks import patches, relative_error
 
 INDICES = np.array([2, 0, 2])

@@ -12,7 +12,7 @@ import pytest
 from jax import lax
 from jax.extend.core import primitives as P
 
-import pjax_core as pjax
+import pjax
 from pjax_core import projections, rules
 from pjax_core.operators import Operators
 

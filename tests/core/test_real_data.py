@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import pjax_core as pjax
+import pjax
 from experiments.data.idx import parse_idx
-from pjax_core import nn, optim
+from pjax import nn, optim
 
 pytestmark = [pytest.mark.slow, pytest.mark.shared]
 OPTIMIZED = True

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-import pjax_core as pjax
-from pjax_core import nn, optim
+import pjax
+from pjax import nn, optim
 from tests.core.networks import RNN, initial, sentences
 
 AP, CP, DR = optim.AlternatingProjections, optim.CyclicProjections, optim.DouglasRachford

@@ -9,7 +9,7 @@ import pytest
 import scipy.optimize
 import scipy.special
 
-import pjax_core as pjax
+import pjax
 from pjax_core import projections
 
 pytestmark = pytest.mark.usefixtures("x64")

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import pjax_core as pjax
-from pjax_core import nn, optim
+import pjax
+from pjax import nn, optim
 from pjax_core.stacking import stack
 from tests.core.networks import blobs, network
 

@@ -10,11 +10,11 @@ import optax
 import pytest
 from jax import lax
 
-import pjax_core as pjax
+import pjax
+from pjax.displacement import Displacement
 from pjax_core import rules
 from pjax_core.copies import Edges
 from pjax_core.counting import count_edges
-from pjax_core.displacement import Displacement
 from pjax_core.trace import trace_with_arrays
 from tests.core.networks import CNN, RNN
 

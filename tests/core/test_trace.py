@@ -10,8 +10,9 @@ import pytest
 from jax import lax
 from jax.extend.core import primitives as P
 
-import pjax_core as pjax
-from pjax_core import nn, optim, projections, rules
+import pjax
+from pjax import nn, optim
+from pjax_core import projections, rules
 from tests.core.networks import FlaxMLP, blobs, problem
 
 X, Y = jnp.ones((4, 3)), jnp.array([0, 1, 0, 1])

@@ -8,7 +8,7 @@ import pytest
 from baselines.cnn import CNN
 from baselines.mlp import MLP
 from baselines.rnn import RNN
-from pjax_core import nn, optim
+from pjax import nn, optim
 
 IMAGES = np.random.default_rng(0).normal(size=(6, 8, 8, 2)).astype(np.float32)
 TOKENS = np.random.default_rng(0).integers(0, 7, (6, 5))

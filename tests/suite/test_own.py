@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-PARTS = ("analysis", "baselines", "conf", "experiments", "pjax_core")
+PARTS = ("analysis", "baselines", "conf", "experiments", "pjax", "pjax_core")
 MIXED = """# @package _global_
 hydra:
   sweeper:

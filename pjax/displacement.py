@@ -192,8 +192,7 @@ class _Sweep:
                     continue
                 given[n] = self._consensus(n, given[n])
             for operand, sums in zip(node.operands, self._moves(n, given.get(n)), strict=True):
-                moved = operand.gather(sums, [self._values[p] for p in operand.producers], self._indices)
-                for p, displacement in zip(operand.producers, moved, strict=True):
+                for p, displacement in operand.gather(sums, self._values, self._indices).items():
                     if self._graph.nodes[p].kind != "constant":
                         into = given if p < n else before
                         into[p] = into[p] + displacement if p in into else displacement
@@ -217,7 +216,7 @@ class _Sweep:
             # The network has no such node: it stands between two that projections must not move at the same time.
             assert displacement is not None
             return [displacement]
-        operands = self._graph.operands_of(number, self._values, self._indices)
+        operands = node.read(self._values, self._indices)
         gain = self._method.gain
         if displacement is not None and node.primitive in rules.bilinear_rules:
             moves, left = _dots(node, operands, displacement, operators, gain == "element")
