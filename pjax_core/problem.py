@@ -4,12 +4,15 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from pjax_core.copies import Consensus, Edges, Values, at_least_one
 from pjax_core.counting import count_edges
 from pjax_core.graph import Graph
 from pjax_core.history import History
+from pjax_core.jaxprs import at_once
 
 if TYPE_CHECKING:
     from pjax_core.optim import ProjectionMethod
@@ -65,9 +68,13 @@ class Problem:
         counts = self._counts(number)
         if self.method.operators.consensus == "consumers":
             counts = [(count > 0) * 1 for count in counts]
-        weight = at_least_one(sum(counts))
-        mean = sum(own * (count / weight) for own, count in zip(means, counts, strict=True))
-        return jnp.where(sum(counts) > 0, mean, self.values[number])
+        with at_once(*counts):
+            total = sum(counts)
+            shares = [count / at_least_one(total) for count in counts]
+        mean = sum(own * share for own, share in zip(means, shares, strict=True))
+        if not isinstance(total, Tracer) and np.all(np.asarray(total) > 0):
+            return mean  # where they are needed nowhere, the values of the forward pass are not kept
+        return jnp.where(total > 0, mean, self.values[number])
 
     def project(self, numbers: Collection[int], z: State) -> State:
         """Project onto the constraints of nodes no two of which share an edge.

@@ -51,20 +51,18 @@ def planned(arguments: Sequence[str], folder: Path) -> Planned:
     return Planned("kill", compose_run(overrides), overrides)
 
 
-def launch(run: Planned, cache: Path) -> subprocess.Popen[str]:
-    """Start the run's process. Programs are compiled once for all of them."""
+def launch(run: Planned, cache: Path, output: int) -> subprocess.Popen[str]:
+    """Start the run's process. Programs are compiled once for all of them, and each that is loaded may print a line."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)}
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     command = [sys.executable, "-m", "experiments.run", *run.overrides]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True)
 
 
 def finish(run: Planned, cache: Path) -> float:
     """Let the run end; returns the seconds it took."""
     before = time.monotonic()
-    output, _ = launch(run, cache).communicate()
+    output, _ = launch(run, cache, subprocess.PIPE).communicate()
     if not (folder_of(run.config) / "record.json").exists():
         raise SystemExit(f"error: {folder_of(run.config).name} has no record:\n{output}")
     return time.monotonic() - before
@@ -78,7 +76,8 @@ def evaluations(run: Planned) -> int:
 
 def kill(run: Planned, cache: Path, seconds: float, further: int) -> str:
     """Start the run and kill it `seconds` after so many further evaluations; returns where it was."""
-    process, before = launch(run, cache), None
+    # Nobody reads its output while it runs, and a process waits where a pipe is full.
+    process, before = launch(run, cache, subprocess.DEVNULL), None
     attempts = folder_of(run.config) / "attempts.jsonl"
     known = attempts.read_bytes() if attempts.exists() else b""
     while further and process.poll() is None:
@@ -91,7 +90,7 @@ def kill(run: Planned, cache: Path, seconds: float, further: int) -> str:
         time.sleep(POLL_SECONDS)
     time.sleep(seconds)
     process.kill()
-    process.communicate()
+    process.wait()
     saved = sorted(path.name for path in folder_of(run.config).glob("checkpoint/*"))
     return f"{evaluations(run)} evaluations, checkpoints {' '.join(saved) or 'none'}"
 
