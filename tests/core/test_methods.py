@@ -23,6 +23,7 @@ from tests.core.scalar_oracle import ScalarNetwork
 AP, CP, DR = optim.AlternatingProjections, optim.CyclicProjections, optim.DouglasRachford
 PRESETS = {"published": pjax.PUBLISHED, "exact": pjax.EXACT}
 RTOL = 1e-5
+LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 @pytest.mark.usefixtures("x64")
@@ -357,3 +358,26 @@ def test_a_narrow_layer_that_reads_constants_holds_its_edges_near_the_loss():
         for name in ("auto", "edges")
     )
     np.testing.assert_allclose(auto, edges, rtol=1e-12)
+
+
+def test_values_of_the_forward_pass_that_no_consensus_needs_are_not_kept():
+    """Around a padded convolution the elements have different numbers of readers, but each has one."""
+    shapes = {"v": (3, 3, 1, 4), "w": (3, 3, 4, 5)}
+    params = {k: jax.random.normal(jax.random.key(i), shape) for i, (k, shape) in enumerate(shapes.items())}
+    x, y = jax.random.normal(jax.random.key(2), (2, 6, 7, 1)), jnp.array([0, 4])
+
+    def loss_fn(p, strides):
+        h = jnp.maximum(jax.lax.conv_general_dilated(x, p["v"], (1, 1), "SAME", dimension_numbers=LAYOUT), 0)
+        h = jax.lax.conv_general_dilated(h, p["w"], strides, "VALID", dimension_numbers=LAYOUT)
+        return nn.cross_entropy(h.max((1, 2)), y)
+
+    def kept(strides):
+        closed = jax.make_jaxpr(lambda p: AP(3).update(lambda p: loss_fn(p, strides), p).params)(params)
+        (solve,) = (eqn for eqn in closed.jaxpr.eqns if "jaxpr" in eqn.params)
+        loops = [eqn for eqn in solve.params["jaxpr"].jaxpr.eqns if eqn.params.get("length") == 3]
+        (loop,) = loops
+        constants = loop.invars[: loop.params["num_consts"]]
+        return any(atom.aval.shape == (2, 6, 7, 4) for atom in constants)
+
+    assert not kept((1, 1))
+    assert kept((4, 4))  # strides pass some by: these keep their values
