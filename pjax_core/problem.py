@@ -66,14 +66,14 @@ class Problem:
             return self.values[number]
         means = [self.holders[n].mean(z[n], i, number) for n, i in self.graph.consumers[number]]
         counts = self._counts(number)
-        if self.method.operators.consensus == "consumers":
-            counts = [(count > 0) * 1 for count in counts]
         with at_once(*counts):
+            if self.method.operators.consensus == "consumers":
+                counts = [(count > 0) * 1 for count in counts]
             total = sum(counts)
             shares = [count / at_least_one(total) for count in counts]
         mean = sum(own * share for own, share in zip(means, shares, strict=True))
         if not isinstance(total, Tracer) and np.all(np.asarray(total) > 0):
-            return mean  # where they are needed nowhere, the values of the forward pass are not kept
+            return jnp.asarray(mean)  # the values of the forward pass, needed nowhere, are not kept
         return jnp.where(total > 0, mean, self.values[number])
 
     def project(self, numbers: Collection[int], z: State) -> State:

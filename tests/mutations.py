@@ -137,7 +137,7 @@ DEFECTS = (
         "pjax_core/projections.py",
         "jnp.ceil((x + scale) / gap - 0.5)",
         "jnp.floor((x + scale) / gap + 0.5)",
-        ("test_projections.py::test_quantize_takes_midpoints_down_and_has_no_slope",),
+        ("test_steps.py::test_quantize_takes_midpoints_down_and_has_no_slope",),
     ),
     Defect(
         "level of the cross-entropy's Newton step",

@@ -360,7 +360,8 @@ def test_a_narrow_layer_that_reads_constants_holds_its_edges_near_the_loss():
     np.testing.assert_allclose(auto, edges, rtol=1e-12)
 
 
-def test_values_of_the_forward_pass_that_no_consensus_needs_are_not_kept():
+@pytest.mark.parametrize("operators", PRESETS.values(), ids=PRESETS)
+def test_values_of_the_forward_pass_that_no_consensus_needs_are_not_kept(operators):
     """Around a padded convolution the elements have different numbers of readers, but each has one."""
     shapes = {"v": (3, 3, 1, 4), "w": (3, 3, 4, 5)}
     params = {k: jax.random.normal(jax.random.key(i), shape) for i, (k, shape) in enumerate(shapes.items())}
@@ -372,7 +373,7 @@ def test_values_of_the_forward_pass_that_no_consensus_needs_are_not_kept():
         return nn.cross_entropy(h.max((1, 2)), y)
 
     def kept(strides):
-        closed = jax.make_jaxpr(lambda p: AP(3).update(lambda p: loss_fn(p, strides), p).params)(params)
+        closed = jax.make_jaxpr(lambda p: AP(3, operators).update(lambda p: loss_fn(p, strides), p).params)(params)
         (solve,) = (eqn for eqn in closed.jaxpr.eqns if "jaxpr" in eqn.params)
         loops = [eqn for eqn in solve.params["jaxpr"].jaxpr.eqns if eqn.params.get("length") == 3]
         (loop,) = loops

@@ -1,6 +1,5 @@
 """Recurrence: all steps of lax.scan at once give what the unrolled network gives."""
 
-import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +28,7 @@ def unrolled(step, carry, xs, length=None, reverse=False):
     return carry, jax.tree.map(lambda *a: jnp.stack(a), *ys)
 
 
-def _data():
+def data():
     rng = np.random.default_rng(0)
     x, h = jnp.asarray(rng.normal(size=(TIME, BATCH, WIDTH))), jnp.asarray(rng.normal(size=(BATCH, WIDTH)))
     shapes = {"u": (WIDTH, WIDTH), "w": (WIDTH, WIDTH), "o": (WIDTH, CLASSES), "a": (1, WIDTH), "b": (1, WIDTH)}
@@ -197,7 +196,7 @@ def test_scan_is_the_unrolled_network(case, method):
     Cyclic projections visit all steps of a recurrence at once. Unrolled, they visit those first that are nearer to
     a loss, which is another order where some steps are farther from any loss than others: edges are scanned there.
     """
-    x, y, h, start = _data()
+    x, y, h, start = data()
     make, representations = METHODS[method]
     oracle = lax.scan if method == "CP" and case in (nested, many_to_one) else unrolled
     expected, loss = make(STEPS, representation="edges").update(lambda p: case(oracle, p, x, y, h), start)
@@ -255,7 +254,7 @@ def masked(scan, p, x, y, h):
 @pytest.mark.parametrize("make", [AP, DR], ids=["AP", "DR"])
 def test_identities_on_the_circle_of_a_recurrence_become_feasible(case, identities, make):
     """An identity in every step makes the iterates others than unrolled; both reach the constraints."""
-    x, y, h, start = _data()
+    x, y, h, start = data()
     x, y, h = x[:, :1], y[:, :1], h[:1]
     graph = pjax.trace(lambda p: case(lax.scan, p, x, y, h), start)
     assert sum(n.name.startswith("identity") for n in graph.nodes) == identities
@@ -290,73 +289,8 @@ def test_the_papers_cell_scanned_is_the_cell_unrolled(method, reverse):
             np.testing.assert_allclose(found[k], expected[k], rtol=1e-9, atol=1e-9)
 
 
-class Cell(flax.linen.Module):
-    """Dense and ReLU of the input beside the state."""
-
-    @flax.linen.compact
-    def __call__(self, h, x):
-        h = flax.linen.relu(flax.linen.Dense(WIDTH)(jnp.concatenate([x, h], -1)))
-        return h, flax.linen.Dense(CLASSES)(h)
-
-
-class Scanned(flax.linen.Module):
-    unroll: bool
-
-    @flax.linen.compact
-    def __call__(self, h, x):
-        if self.unroll:
-            cell = Cell(name="cell")
-            ys = []
-            for x_t in x:
-                h, y = cell(h, x_t)
-                ys.append(y)
-            return jnp.stack(ys)
-        cell = flax.linen.scan(Cell, variable_broadcast="params", split_rngs={"params": False})
-        return cell(name="cell")(h, x)[1]
-
-
-class Layer(flax.linen.recurrent.RNNCellBase):
-    """The same as a cell of flax.linen.RNN."""
-
-    @flax.linen.compact
-    def __call__(self, h, x):
-        h = flax.linen.relu(flax.linen.Dense(WIDTH)(jnp.concatenate([x, h], -1)))
-        return h, h
-
-    @flax.linen.nowrap
-    def initialize_carry(self, rng, input_shape):
-        del rng
-        return jnp.zeros((*input_shape[:-1], WIDTH))
-
-    @property
-    def num_feature_axes(self) -> int:
-        return 1
-
-
-@pytest.mark.usefixtures("x64")
-def test_flax_scan_is_its_unrolled_cell():
-    x, y, h, _ = _data()
-    start = jax.tree.map(lambda a: a.astype(x.dtype), Scanned(False).init(jax.random.key(0), h, x))
-    results = [
-        AP(STEPS).update(lambda p, m=m: nn.cross_entropy(jnp.asarray(m.apply(p, h, x)), y), start).params
-        for m in (Scanned(False), Scanned(True))
-    ]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), *results)
-
-
-@pytest.mark.parametrize("make", [AP, DR], ids=["AP", "DR"])
-def test_flax_rnn_trains(make):
-    x, y, _, _ = _data()
-    model = flax.linen.Sequential([flax.linen.RNN(Layer(), time_major=True), flax.linen.Dense(CLASSES)])
-    params, losses = model.init(jax.random.key(0), x), []
-    for _ in range(6):
-        params, loss = make(40).update(lambda p: nn.cross_entropy(jnp.asarray(model.apply(p, x)), y), params)
-        losses.append(float(loss))
-    assert losses[-1] < 0.3 * losses[0]
-
-
 def test_an_error_inside_a_step_names_the_users_line():
-    x, y, h, start = _data()
+    x, y, h, start = data()
 
     def step(h, x):
         h = jnp.tanh(x @ start["u"] + h)
@@ -368,7 +302,7 @@ def test_an_error_inside_a_step_names_the_users_line():
 
 
 def test_no_step_is_refused():
-    x, y, h, start = _data()
+    x, y, h, start = data()
     with pytest.raises(TypeError, match=r"scan at \S*test_recurrence.py:\d+.* has no step; leave it out"):
         pjax.trace(
             lambda p: nn.cross_entropy(lax.scan(lambda h, x: (_next(p, h, x), None), h, x[:0])[0] @ p["o"], y[0]), start
@@ -381,7 +315,7 @@ def test_no_step_is_refused():
 )
 def test_what_only_dropped_copies_read_is_not_in_the_graph(method, representation):
     """A node whose whole value is stacked with others and sliced away counts in no mean."""
-    x, y, _, start = _data()
+    x, y, _, start = data()
 
     def loss_fn(p, steps):
         outputs = [jax.nn.relu(x[t] @ p["u"]) @ p["o"] for t in range(steps)]
@@ -418,7 +352,7 @@ def test_a_counter_carried_through_a_nested_scan_is_no_constraint():
 
 def test_what_is_only_printed_needs_no_rule():
     """Beside a counter, which is evaluated all the same."""
-    x, y, h, start = _data()
+    x, y, h, start = data()
 
     @jax.jit
     def show(h):
