@@ -170,8 +170,8 @@ DEFECTS = (
     Defect(
         "consumers averaged without their numbers of copies",
         "pjax_core/problem.py",
-        "sum(own * (count / weight) for own, count in",
-        "sum(own / len(means) for own, count in",
+        "sum(own * share for own, share in",
+        "sum(own / len(means) for own, share in",
         ("test_methods.py::test_consensus_over_consumers_differs_only_where_fan_outs_differ",),
     ),
     Defect(
