@@ -71,7 +71,7 @@ demo: $(STAMP) ## five methods on real 8x8 digits, a table and a figure, in unde
 	@$(BIN)/python -m experiments.reproduce sweep=demo preset=demo seeds=1
 
 test: $(STAMP) ## the tests, which need no cluster and no network; ARGS=--all: every case of those with many
-	@$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: $(STAMP) ## style, formatting and types
 	@$(BIN)/ruff check .

@@ -3,8 +3,8 @@
     python -m benchmarks.memory [--json FILE] [--limit-gb 8] [--quick]
 
 "edges" is the formula, 4 bytes for every edge of the graph: what holding a copy per edge would take. The rest
-is arguments, results and temporaries of the compiled program of 50 steps, which is not run. CNNs have a
-second row with the paper's batch of 256 where all three programs fit in the limit. ``--quick`` tries the
+is arguments, results and temporaries of the compiled program of 50 steps, which is not run. The paper's CNNs
+have a second row with the paper's batch of 256 where all three programs fit in the limit. ``--quick`` tries the
 benchmark itself, on networks too small to tell anything.
 """
 

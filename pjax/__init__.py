@@ -7,12 +7,14 @@ from pjax import nn, numpy, optim
 from pjax.check import ProjectionError, check_projection
 from pjax.graph import Graph, trace
 from pjax.numpy import *  # noqa: F403  the functions of the paper's Appendix B.2
+from pjax.rules import defelementwise, defloss, defproj
 from pjax_core.operators import EXACT, PUBLISHED, Operators
-from pjax_core.rules import defbilinear, defcomp, defelementwise, defloss, defprimitive, defproj, defshape
+from pjax_core.rules import Bilinear, defbilinear, defcomp, defprimitive, defshape
 
 __all__ = [
     "EXACT",
     "PUBLISHED",
+    "Bilinear",
     "Graph",
     "Operators",
     "ProjectionError",

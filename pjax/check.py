@@ -11,6 +11,7 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.flatten_util import ravel_pytree
 
+from pjax.rules import displace, displacement_rules
 from pjax_core import rules
 from pjax_core.operators import EXACT, Operators
 
@@ -96,9 +97,9 @@ def check_projection(
     with jax.enable_x64(True):
         sizes = jnp.repeat(jnp.array(scales), samples)
         keys = jax.random.split(jax.random.key(0) if key is None else key, (len(_WEIGHTS), sizes.size))
-        known = prim in rules.displacement_rules and not operators.step_margin
-        displace = functools.partial(_displaced, prim, params or {}, operators) if known else None
-        trial = functools.partial(_trial, value, functools.partial(project, params or {}), displace, shapes)
+        known = prim in displacement_rules and not operators.step_margin
+        displaced = functools.partial(_displaced, prim, params or {}, operators) if known else None
+        trial = functools.partial(_trial, value, functools.partial(project, params or {}), displaced, shapes)
         trials = jax.jit(jax.vmap(trial, in_axes=(0, 0, None)))
         whole = jax.jit(functools.partial(project, _batched_params(prim, value, shapes)))
         for number, weight in enumerate(_WEIGHTS):
@@ -132,7 +133,7 @@ def _displaced(
     prim: Primitive, params: dict[str, Any], operators: Operators, xs: tuple[Array, ...], target: Array, weight: Array
 ) -> tuple[Array, Array | None]:
     """Where the rule of displacements leads, flat, and the output there if it says so."""
-    moves, left = rules.displace(prim, params, xs, target - prim.bind(*xs, **params), weight, operators)
+    moves, left = displace(prim, params, xs, target - prim.bind(*xs, **params), weight, operators)
     moved = jax.tree.map(jnp.add, xs, tuple(moves))
     return ravel_pytree(moved)[0], None if left is None else target - left
 
@@ -140,7 +141,7 @@ def _displaced(
 def _trial(
     value: _Function,
     project: _Function,
-    displace: _Function | None,
+    displaced: _Function | None,
     shapes: Sequence[tuple[int, ...]],
     key: Array,
     scale: Array,
@@ -183,7 +184,7 @@ def _trial(
         beside = point[None] + _NUDGE * jax.random.normal(keys[4], (32, start.size)).at[0].set(0)
         return jnp.abs(jax.vmap(f)(beside) - output[None]).min(0).max()
 
-    moved, there = displace(unravel(start), target, weight) if displace else (found, output)
+    moved, there = displaced(unravel(start), target, weight) if displaced else (found, output)
     there = output if there is None else there
     # Of two nearest points the displacement may take the other.
     gap = jnp.abs(jnp.sqrt(distance(moved, there)) - jnp.sqrt(best))

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pjax.rules import displace, displacement_rules
 from pjax_core import projections, rules
 from pjax_core.bilinear import Dots
 from pjax_core.copies import Values, at_least_one
@@ -122,7 +123,7 @@ class Displacement:
             state: from :meth:`init` or the update before.
 
         Raises:
-            TypeError: see :func:`pjax_core.trace`; or the state is none of this method.
+            TypeError: see :func:`pjax.trace`; or the state is none of this method.
         """
         if isinstance(state, Averaged) != bool(self.average):
             raise TypeError(f"average={self.average}: the state is of a method with another average; call init anew")
@@ -223,13 +224,13 @@ class _Sweep:
             if gain == "element":
                 return moves
         else:
-            moves, left = rules.displace(node.primitive, dict(node.params), operands, displacement, 1, operators)
+            moves, left = displace(node.primitive, dict(node.params), operands, displacement, 1, operators)
         if displacement is None:
             return [self._method.target_scale * move for move in moves]
         if left is None or gain in ("none", "fan_out"):
             return moves
         own = None
-        if gain == "element" and node.primitive in rules.displacement_rules:
+        if gain == "element" and node.primitive in displacement_rules:
             own = jnp.where(left == 0, 1, displacement / jnp.where(left == 0, 1, left))
             own = jnp.expand_dims(own, dict(node.params).get("axes", ()))  # what a reduction's operands have more
         total = jnp.sum(jnp.abs(left))

@@ -40,7 +40,7 @@ class _Box:
 
 
 def write(graph: Graph, path: str | PathLike[str], *, copies: bool) -> None:
-    """See :meth:`Graph.draw`."""
+    """See :meth:`pjax.Graph.draw`."""
     path = Path(path)
     if path.suffix.lower() != ".svg":
         raise ValueError(f"{path} does not end in .svg, the one format drawn; convert an .svg file with any SVG tool")

@@ -23,7 +23,7 @@ class Diagnostics:
         residual: how far one more step moves; zero at a fixed point.
         gap: ``|P_A z - P_B z|``, the distance between the sides (cyclic projections: the longest way to a layer).
         constraint_violation: largest ``|f(u) - y|`` of a constraint, in the constraint's own units.
-        target_displacement: root mean square, by constraint (``"number:name"``, as ``print(graph)`` shows it), of how
+        target_displacement: root mean square, by constraint (``"number:name"``, as ``pjax.trace`` prints it), of how
             far its target has moved from its value in the forward pass; where it vanishes a layer learns nothing.
         roots_at_bracket: share of dot products whose root lies at the ends of (-1, 1) or outside, where Theorem 7
             has no root or an unguarded Newton iteration lost it.

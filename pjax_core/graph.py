@@ -95,11 +95,9 @@ class Operand:
         found: set[int] = set()
         below: list[set[int]] = []  # producers that a result is made of
         for copy in self.copies:
-            made_of: set[int] = set()
-            for kind, position in copy.inputs:
-                if kind != "index":
-                    made_of |= below[position] if kind == "copy" else {self.producers[position]}
-            if any(kind == "index" for kind, _ in copy.inputs):
+            values = [source for source in copy.inputs if source[0] != "index"]
+            made_of = set[int]().union(*(below[i] if kind == "copy" else {self.producers[i]} for kind, i in values))
+            if len(values) < len(copy.inputs):
                 found |= made_of
             below.append(made_of)
         return found
@@ -221,9 +219,7 @@ class Graph:
                     distance[producer] = distance[number] + 1
                     queue.append(producer)
         distance = side_of | distance
-        return tuple(
-            tuple(sorted(n for n, d in distance.items() if d == layer)) for layer in sorted({*distance.values()})
-        )
+        return tuple(tuple(sorted(n for n in distance if distance[n] == far)) for far in sorted({*distance.values()}))
 
     def values(self, traced: Sequence[Array], constants: Sequence[Array], indices: Sequence[Array]) -> dict[int, Array]:
         """Values of the nodes by number from those of the forward pass."""

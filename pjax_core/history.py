@@ -192,9 +192,7 @@ class History(Holder):
         dots, living = self.dots, self.living
         once = not self._moves(1 - position)
 
-        def add(
-            carry: tuple[Array, Array], operands: Operands, pair: tuple[Array, Array]
-        ) -> tuple[tuple[Array, Array], None]:
+        def add(carry: Any, operands: Operands, pair: tuple[Array, Array]) -> tuple[Any, None]:
             (total, d), (own, other) = carry, pair
             total += operands[position] * dots.total(living(own))[position]
             d += living(other)
@@ -243,10 +241,8 @@ class History(Holder):
             return Number(u, v, (a, d))
 
         moved = [(scalar, z) for z, scalar in shares.items() if scalar]
-        new = {
-            term: total((scalar, z.new[term]) for scalar, z in moved if term in z.new)
-            for term in dict.fromkeys(term for _, z in moved for term in z.new)
-        }
+        written = dict.fromkeys(term for _, z in moved for term in z.new)
+        new = {term: total((scalar, z.new[term]) for scalar, z in moved if term in z.new) for term in written}
         coefficients = total((scalar, z.coefficients) for scalar, z in moved)
         return dataclasses.replace(terms[0][1], coefficients=coefficients, new=new, origin=None)
 
@@ -263,10 +259,8 @@ class History(Holder):
         if not z.new:
             return dataclasses.replace(z, coefficients=Number(*z.coefficients[:2]), origin=None)
         drop = len(z.new)
-        slots = tuple(
-            None if a is None else _longer(a, [term.operands[i] for term in z.new])[drop:]
-            for i, a in enumerate(z.slots)
-        )
+        new = zip(*(term.operands for term in z.new), strict=True)
+        slots = tuple(None if a is None else _longer(a, x)[drop:] for a, x in zip(z.slots, new, strict=True))
         u, v = (a[drop:].at[0].add(jnp.sum(a[:drop], 0)) for a in self.coefficients(z))
 
         def larger(gram: Array, *rows: Array) -> Array:

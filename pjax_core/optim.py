@@ -97,7 +97,7 @@ class ProjectionMethod(abc.ABC):
             given parameters and, if asked for, :class:`~pjax_core.diagnostics.Diagnostics`.
 
         Raises:
-            TypeError: see :func:`pjax_core.trace`.
+            TypeError: see :func:`pjax_core.trace.trace_with_arrays`.
         """
         graph, program, *arrays = trace_with_arrays(loss_fn, params)
         found = _solve(self, graph, program, diagnostics, params, arrays)
@@ -211,8 +211,7 @@ class _Reflecting(ProjectionMethod):
             return Edges
         # All that an update writes, with the step more that diagnostics take, and the start.
         most = self._written * (self.steps_per_update + 1) + 1
-        slots = min(self.window * int(min(self.memory(), LONGEST)), most)
-        window = slots + near_loss
+        window = min(self.window * int(min(self.memory(), LONGEST)), most) + near_loss
         gram = window > 1 or number not in self.cycle(graph)[0]
         return functools.partial(History, window=window, gram=gram)
 

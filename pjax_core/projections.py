@@ -57,22 +57,12 @@ def project_sum_relu(operands: Operands, target: Array, weight: ArrayLike = 1, *
             about a third of the points with a negative target.
     """
     total = sum(operands[1:], operands[0])
-    shift, _ = _shift_sum_relu(len(operands), total, target, target - total, weight, exact)
+    shift, _ = shift_sum_relu(len(operands), total, target, target - total, weight, exact)
     projected = tuple(x + shift for x in operands)
     return projected, jax.nn.relu(sum(projected[1:], projected[0]))
 
 
-def displace_sum_relu(operands: Operands, distance: Array, weight: ArrayLike = 1, *, exact: bool = True) -> Projected:
-    """How far :func:`project_sum_relu` moves operands for a target so far from the output, and what is left of it."""
-    total = sum(operands[1:], operands[0])
-    target = jax.nn.relu(total) + distance
-    shift, on_slope = _shift_sum_relu(len(operands), total, target, distance - jnp.minimum(total, 0), weight, exact)
-    # On the slope the output is the sum, and follows but for the shift over the weight; from below zero it is zero.
-    left = jnp.where(on_slope, shift / weight, distance + jax.nn.relu(total))
-    return (shift,) * len(operands), left
-
-
-def _shift_sum_relu(
+def shift_sum_relu(
     size: int, total: Array, target: Array, distance: Array, weight: ArrayLike, exact: bool
 ) -> tuple[Array, Array]:
     """How far each of ``size`` operands moves, and whether their sum ends above zero.
@@ -224,24 +214,6 @@ def project_sign(x: Array, target: Array, weight: ArrayLike = 1, *, margin: floa
     one, zero, end = jnp.ones_like(x), jnp.zeros_like(x), 2 * margin
     origin = [] if margin else [(zero, zero)]
     return _nearest(x, target, weight, [(jnp.maximum(x, end), one), (jnp.minimum(x, -end), -one), *origin])
-
-
-def displace_step(
-    project: Callable[..., Point], x: Array, value: Array, distance: Array, weight: ArrayLike, gap: ArrayLike
-) -> Array:
-    """How far a step's input moves for a target so far from its value: a way that the target asks for.
-
-    With a margin projections also move inputs that no target asks to move. Here they stay, as do those whose target is
-    within half of the way to the next level.
-
-    Args:
-        project: ``project(x, target, weight)``, the step's projection.
-        x: any shape.
-        value, distance, weight: its shape; see the module.
-        gap: from the value to the next level; 0 without a margin.
-    """
-    move = project(x, value + distance, weight)[0] - x
-    return jnp.where((move * distance > 0) & (2 * jnp.abs(distance) > gap), move, 0)
 
 
 def sum_and_difference(terms: Sequence[Array]) -> tuple[Array, Array]:

@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -55,7 +55,6 @@ class Bilinear:
 
 
 projection_rules: dict[Primitive, Rule] = {}
-displacement_rules: dict[Primitive, Rule] = {}
 loss_rules: dict[Primitive, Rule] = {}
 bilinear_rules: dict[Primitive, Bilinear] = {}
 copy_rules: dict[Primitive, tuple[int, ...] | None] = {}
@@ -63,47 +62,29 @@ decompositions: dict[Primitive, Callable[..., Callable[..., Any] | str | None]] 
 elementwise: set[Primitive] = set()  # primitives that repeat scalars and axes of length 1 by themselves
 
 
-def _register(table: dict[Primitive, Any], prim: Primitive, rule: Any, displace: Rule | None = None) -> None:
-    for known in (projection_rules, loss_rules, bilinear_rules, copy_rules):
-        if prim in known:
-            raise ValueError(f"primitive {prim} has a rule already; a second one is refused")
+def _register(table: dict[Primitive, Any], prim: Primitive, rule: Any) -> None:
+    if any(prim in known for known in (projection_rules, loss_rules, bilinear_rules, copy_rules)):
+        raise ValueError(f"primitive {prim} has a rule already; a second one is refused")
     table[prim] = rule
-    if displace:
-        displacement_rules[prim] = displace
 
 
-def defproj(prim: Primitive, rule: Rule, displace: Rule | None = None) -> None:
-    """Register the projection of a constraint (see the module for the signature).
-
-    Args:
-        prim: the constraint's primitive.
-        rule: its projection.
-        displace: ``displace(operands, distance, weight, operators, **params)`` returns how far the rule moves the
-            operands for the target ``f(operands) + distance``, with all digits of a small distance, and how far from
-            it the output stays, or ``None`` where that says nothing of what the operands absorb. ``None``: by values,
-            which have none of a distance that they do not resolve.
-    """
-    _register(projection_rules, prim, rule, displace)
+def defproj(prim: Primitive, rule: Rule) -> None:
+    """Register the projection of a constraint (see the module for the signature)."""
+    _register(projection_rules, prim, rule)
 
 
-def defelementwise(prim: Primitive, rule: "Rule | Bilinear", displace: Rule | None = None) -> None:
+def defelementwise(prim: Primitive, rule: "Rule | Bilinear") -> None:
     """Register a constraint on equal positions of its operands; smaller operands are copied to fit."""
-    if isinstance(rule, Bilinear):
-        if displace:
-            raise ValueError(f"primitive {prim}: a sum of products has its displacements already")
-        defbilinear(prim, rule)
-    else:
-        defproj(prim, rule, displace)
+    _register(bilinear_rules if isinstance(rule, Bilinear) else projection_rules, prim, rule)
     elementwise.add(prim)
 
 
-def defloss(prim: Primitive, rule: Rule, displace: Rule | None = None) -> None:
+def defloss(prim: Primitive, rule: Rule) -> None:
     """Register a target node: its rule projects the operands or applies the loss's proximal operator.
 
-    ``target`` is ``None`` for it, as ``distance`` is for ``displace``, and what is left of the distance (see
-    :func:`defproj`).
+    ``target`` is ``None`` for it.
     """
-    _register(loss_rules, prim, rule, displace)
+    _register(loss_rules, prim, rule)
 
 
 def defbilinear(prim: Primitive, rule: Bilinear) -> None:
@@ -171,23 +152,6 @@ def rule_of(prim: Primitive) -> Rule:
     return projection_rules.get(prim) or loss_rules[prim]
 
 
-def displace(
-    prim: Primitive,
-    params: Mapping[str, Any],
-    operands: Operands,
-    distance: Array | None,
-    weight: ArrayLike,
-    operators: Operators,
-) -> Projected:
-    """How far a constraint or loss moves its operands, and what is left of the distance; of a loss, there is none."""
-    if prim in displacement_rules:
-        return displacement_rules[prim](operands, distance, weight, operators, **params)
-    target = None if distance is None else prim.bind(*operands, **params) + distance
-    projected, output = rule_of(prim)(operands, target, weight, operators, **params)
-    moves = tuple(u - x for u, x in zip(projected, operands, strict=True))
-    return moves, None if target is None or output is None else target - output
-
-
 def _of(project: Callable[..., Operands]) -> Rule:
     """Make the rule of ``project(*operands, target, weight, **params) -> (*projected, output)``."""
 
@@ -198,65 +162,55 @@ def _of(project: Callable[..., Operands]) -> Rule:
     return rule
 
 
-def _linear(fun: Callable[..., Array], constants: int = 0) -> tuple[Rule, Rule]:
-    """Make both rules of a function that is linear in its operands but the last ones, which stay as they are."""
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """The rule of a function that is linear in its operands but the last ``constants``, which stay as they are."""
+
+    fun: Callable[..., Array]
+    constants: int = 0
 
     def displace(
-        operands: Operands, distance: Array, weight: ArrayLike, _: Operators, **params: Any
+        self, operands: Operands, distance: Array, weight: ArrayLike, _: Operators, **params: Any
     ) -> tuple[Operands, Array]:
-        moving, fixed = operands[: len(operands) - constants], operands[len(operands) - constants :]
-        moves, left = projections.displace_linear(lambda *xs: fun(*xs, *fixed, **params), moving, distance, weight)
+        """How far the operands move for a target so far from the output, and what is left of that."""
+        count = len(operands) - self.constants
+        moving, fixed = operands[:count], operands[count:]
+        moves, left = projections.displace_linear(lambda *xs: self.fun(*xs, *fixed, **params), moving, distance, weight)
         return (*moves, *map(jnp.zeros_like, fixed)), left
 
-    def project(operands: Operands, target: Array, *args: Any, **params: Any) -> Projected:
-        moves, left = displace(operands, target - fun(*operands, **params), *args, **params)
+    def __call__(self, operands: Operands, target: Array, *args: Any, **params: Any) -> Projected:
+        """Project."""
+        moves, left = self.displace(operands, target - self.fun(*operands, **params), *args, **params)
         return tuple(x + move for x, move in zip(operands, moves, strict=True)), target - left
-
-    return project, displace
-
-
-def _from_top(project: Callable[..., Operands], top: Callable[..., Array]) -> Rule:
-    """Make the displacements of a maximum: its projection where the largest entry is zero, wherever that is."""
-
-    def displace(operands: Operands, distance: Array, weight: ArrayLike, _: Operators, **params: Any) -> Projected:
-        below = tuple(x - top(*operands, **params) for x in operands)
-        *projected, output = project(*below, distance, weight, **params)
-        return tuple(u - x for u, x in zip(projected, below, strict=True)), distance - output
-
-    return displace
 
 
 # Identity (Theorem 4). Inserted on odd cycles to make the graph bipartite.
 
 identity_p = defprimitive("identity", lambda x: x)
-defproj(identity_p, *_linear(lambda x: x))
+defproj(identity_p, Linear(lambda x: x))
 
 # Sums (Theorem 5): of two arrays, with signs, and over axes.
 
-defelementwise(jax_primitives.add_p, *_linear(lambda x, w: x + w))
-defelementwise(jax_primitives.sub_p, *_linear(lambda x, w: x - w))
-defelementwise(jax_primitives.neg_p, *_linear(lambda x: -x))
-defproj(jax_primitives.reduce_sum_p, *_linear(lambda x, *, axes, **_: jnp.sum(x, axes)))
+defelementwise(jax_primitives.add_p, Linear(lambda x, w: x + w))
+defelementwise(jax_primitives.sub_p, Linear(lambda x, w: x - w))
+defelementwise(jax_primitives.neg_p, Linear(lambda x: -x))
+defproj(jax_primitives.reduce_sum_p, Linear(lambda x, *, axes, **_: jnp.sum(x, axes)))
 
 # Mean (Theorem 5). The trace makes it of a sum and its division by its size; axes count from the last, so
 # that a batch axis in front changes none.
 
 mean_p = defprimitive("mean", lambda x, *, axes: jnp.mean(x, axes))
-defproj(mean_p, *_linear(lambda x, *, axes: jnp.mean(x, axes)))
+defproj(mean_p, Linear(lambda x, *, axes: jnp.mean(x, axes)))
 
 # Multiplication by a constant. The trace makes it of `mul` and `div`; the constant is not moved.
 
 scale_p = defprimitive("scale", lambda x, factor: x * factor)
-defelementwise(scale_p, *_linear(lambda x, factor: x * factor, constants=1))
+defelementwise(scale_p, Linear(lambda x, factor: x * factor, constants=1))
 
 # ReLU of a sum (Theorem 6). The trace makes it of `max(., 0)` and the additions that feed it.
 
 sum_relu_p = defprimitive("sum_relu", lambda *xs: jax.nn.relu(sum(xs[1:], xs[0])))
-defproj(
-    sum_relu_p,
-    lambda xs, y, n, ops: projections.project_sum_relu(xs, y, n, exact=ops.exact_sum_relu),
-    lambda xs, d, n, ops: projections.displace_sum_relu(xs, d, n, exact=ops.exact_sum_relu),
-)
+defproj(sum_relu_p, lambda xs, y, n, ops: projections.project_sum_relu(xs, y, n, exact=ops.exact_sum_relu))
 
 # Maximum (Theorem 8): over axes, and of two arrays. A constant among the two is an operand like any other:
 # its copies move, and the constant's own node restores them.
@@ -266,50 +220,25 @@ def _project_max(x: Array, target: Array, weight: ArrayLike, *, axes: tuple[int,
     return projections.project_max(x, target, weight, axes=axes)
 
 
-defproj(
-    jax_primitives.reduce_max_p,
-    _of(_project_max),
-    _from_top(_project_max, lambda x, *, axes, **_: jnp.expand_dims(jnp.max(x, axes), axes)),
-)
-defelementwise(
-    jax_primitives.max_p, _of(projections.project_maximum), _from_top(projections.project_maximum, jnp.maximum)
-)
+defproj(jax_primitives.reduce_max_p, _of(_project_max))
+defelementwise(jax_primitives.max_p, _of(projections.project_maximum))
 
 # Steps: quantisation (Theorem 9) and the sign. Their derivatives are zero; their projections are not.
 
-quantize_p = defprimitive("quantize", projections.quantize)
 
-
-def _step(
-    prim: Primitive, project: Callable[..., projections.Point], gap: Callable[..., ArrayLike]
-) -> tuple[Rule, Rule]:
-    """Make both rules of a step with ``gap(value, **params)`` from a level to the next."""
+def _step(project: Callable[..., projections.Point]) -> Rule:
+    """Make the rule of ``project(x, target, weight, margin=, **params)``."""
 
     def rule(operands: Operands, target: Array, weight: ArrayLike, operators: Operators, **params: Any) -> Projected:
         x, output = project(*operands, target, weight, margin=operators.step_margin, **params)
         return (x,), output
 
-    def displace(
-        operands: Operands, distance: Array, weight: ArrayLike, operators: Operators, **params: Any
-    ) -> Projected:
-        (x,) = operands
-        margin = operators.step_margin
-        bound = functools.partial(project, margin=margin, **params)
-        value = prim.bind(x, **params)
-        least = gap(value, **params) if margin else 0.0
-        return (projections.displace_step(bound, x, value, distance, weight, least),), None
-
-    return rule, displace
+    return rule
 
 
-defproj(
-    quantize_p,
-    *_step(quantize_p, projections.project_quantize, lambda _, **params: projections.level_gap(**params)),
-)
-defproj(
-    jax_primitives.sign_p,
-    *_step(jax_primitives.sign_p, projections.project_sign, lambda value: jnp.where(value == 0, 1, 2)),
-)
+quantize_p = defprimitive("quantize", projections.quantize)
+defproj(quantize_p, _step(projections.project_quantize))
+defproj(jax_primitives.sign_p, _step(projections.project_sign))
 
 # Dot products (Theorem 7): every bilinear primitive.
 
@@ -361,46 +290,29 @@ defelementwise(jax_primitives.mul_p, Bilinear(lambda x, w, **_: (x[..., None], w
 
 # Losses: proximal operators of cross-entropy (Theorem 11) and squared error, the margin constraint (Theorem 10).
 
-cross_entropy_p = defprimitive(
-    "cross_entropy",
-    lambda x, labels: jax.nn.logsumexp(x, axis=-1) - jnp.sum(labels * x, -1),
-)
 
-
-def _with_labels(apply: Callable[..., Array], displaced: bool = False) -> Rule:
+def _with_labels(apply: Callable[..., Array]) -> Rule:
     """Make the rule of ``apply(x, labels, operators, **params)``; the labels stay as they are."""
 
     def rule(operands: Operands, _target: None, _weight: ArrayLike, operators: Operators, **params: Any) -> Projected:
         x, labels = operands
-        return (apply(x, labels, operators, **params), jnp.zeros_like(labels) if displaced else labels), None
+        return (apply(x, labels, operators, **params), labels), None
 
     return rule
-
-
-defloss(
-    cross_entropy_p,
-    _with_labels(projections.prox_cross_entropy),
-    _with_labels(projections.displace_cross_entropy, displaced=True),
-)
 
 
 def _margin_value(x: Array, labels: Array, *, margin: float) -> Array:
     return jnp.sum(jnp.abs(x - projections.project_margin(x, labels, margin=margin)), -1)
 
 
+cross_entropy_p = defprimitive("cross_entropy", lambda x, y: jax.nn.logsumexp(x, axis=-1) - jnp.sum(y * x, -1))
+defloss(cross_entropy_p, _with_labels(projections.prox_cross_entropy))
+
 margin_p = defprimitive("margin", _margin_value)
-
-
 defloss(margin_p, _with_labels(lambda x, labels, _, *, margin: projections.project_margin(x, labels, margin=margin)))
 
 squared_error_p = defprimitive("squared_error", lambda x, targets: jnp.sum(jnp.square(x - targets), -1))
-
-
-defloss(
-    squared_error_p,
-    _with_labels(projections.prox_squared_error),
-    _with_labels(projections.displace_squared_error, displaced=True),
-)
+defloss(squared_error_p, _with_labels(projections.prox_squared_error))
 
 # Copies. A new one is one line: its transpose is JAX's. What has several results is made of those that have one.
 

@@ -7,6 +7,7 @@ import pytest
 from jax.extend.core import primitives as P
 
 import pjax
+from pjax.rules import displacement_rules
 from pjax_core import rules
 
 RIGHT = {
@@ -228,7 +229,7 @@ def test_a_rule_of_displacements_is_certified_too(wrong, check, monkeypatch):
         (dx, dw), left = _displaced_sum(operands, distance, weight, operators, slope=slope)
         return (dx, -dw if wrong == "sign" else dw), distance - left if wrong == "left" else left
 
-    monkeypatch.setitem(rules.displacement_rules, scaled_sum_p, displace)
+    monkeypatch.setitem(displacement_rules, scaled_sum_p, displace)
     if wrong is None:
         assert check(_right).displacement < 1e-6
         return
@@ -239,4 +240,4 @@ def test_a_rule_of_displacements_is_certified_too(wrong, check, monkeypatch):
 def test_a_sum_of_products_takes_no_displacements():
     prim = rules.defprimitive("product", lambda x, w: x * w)  # is refused before it is registered
     with pytest.raises(ValueError, match="has its displacements already"):
-        rules.defelementwise(prim, rules.bilinear_rules[P.mul_p], _displaced_sum)
+        pjax.defelementwise(prim, rules.bilinear_rules[P.mul_p], _displaced_sum)

@@ -11,6 +11,7 @@ from jax.extend.core import primitives as P
 
 import pjax
 from pjax import displacement
+from pjax.rules import displace, displacement_rules
 from pjax_core import projections, rules
 from pjax_core.trace import trace_with_arrays
 from tests.core.test_projections import CASES, SAMPLES
@@ -38,7 +39,7 @@ def _operands(prim):
 
 
 def _displaced(prim, xs, distance, operators=pjax.EXACT):
-    moves, left = rules.displace(prim, PARAMS.get(prim, {}), xs, distance, 1, operators)
+    moves, left = displace(prim, PARAMS.get(prim, {}), xs, distance, 1, operators)
     return [*moves, left]
 
 
@@ -47,7 +48,7 @@ def test_every_rule_is_tested():
     assert {prim for prim in CASES if prim not in BILINEAR} == set(rules.projection_rules)
     assert set(LOSSES) == set(rules.loss_rules)
     # The margin's displacement is the difference of two numbers that are given.
-    assert set(rules.displacement_rules) == {*rules.projection_rules, *LOSSES} - {rules.margin_p}
+    assert set(displacement_rules) == {*rules.projection_rules, *LOSSES} - {rules.margin_p}
 
 
 @pytest.mark.usefixtures("x64")
@@ -95,7 +96,7 @@ def test_a_losss_displacement_is_the_difference_of_projections(prim, operators):
     x = 3 * jax.random.normal(jax.random.key(1), (SAMPLES, 5))
     labels = jax.nn.one_hot(jnp.arange(SAMPLES) % 5, 5)
     for each in (labels, 0.9 * labels + 0.02):
-        (move, still), left = rules.displace(prim, LOSSES[prim], (x, each), None, 1, operators)
+        (move, still), left = displace(prim, LOSSES[prim], (x, each), None, 1, operators)
         (projected, _), _ = rules.loss_rules[prim]((x, each), None, 1, operators, **LOSSES[prim])
         assert left is None
         assert not np.any(still)
@@ -118,9 +119,9 @@ def _nearly_solved(prim):
 @pytest.mark.parametrize("prim", LOSSES, ids=str)
 def test_a_losss_small_displacement_has_six_digits_in_32_bits(prim):
     operands = tuple(a.astype(jnp.float32) for a in _nearly_solved(prim))
-    (ours, _), _ = rules.displace(prim, LOSSES[prim], operands, None, 1, pjax.EXACT)
+    (ours, _), _ = displace(prim, LOSSES[prim], operands, None, 1, pjax.EXACT)
     in_64_bits = tuple(a.astype(jnp.float64) for a in operands)
-    (known, _), _ = rules.displace(prim, LOSSES[prim], in_64_bits, None, 1, pjax.EXACT)
+    (known, _), _ = displace(prim, LOSSES[prim], in_64_bits, None, 1, pjax.EXACT)
     assert ours.dtype == jnp.float32
     assert 1e-13 < jnp.max(jnp.abs(known)) < 1e-10
     # An exponential of -27 has 27 times the rounding of its argument.
@@ -138,7 +139,7 @@ def test_a_step_moves_as_its_target_asks(prim):
     distance = jnp.array([0.0, 0.9, 1.1, -20.0, 20.0, 5.0])
     (projected,), _ = rules.projection_rules[prim]((x,), value + distance, 1, operators, **params)
     np.testing.assert_allclose(projected, [3, 3, 3, -3, 3, 4])
-    (move,), left = rules.displace(prim, params, (x,), distance, 1, operators)
+    (move,), left = displace(prim, params, (x,), distance, 1, operators)
     assert left is None
     np.testing.assert_allclose(move, [0, 0, 2.9, -3.1, 3.1, 0])
 
@@ -147,7 +148,7 @@ def test_a_step_moves_as_its_target_asks(prim):
 def test_at_the_origin_of_a_sign_the_next_levels_are_half_as_far():
     operators = dataclasses.replace(pjax.EXACT, step_margin=0.5)
     distance = jnp.array([0.4, 0.6, -0.6])
-    (move,), _ = rules.displace(P.sign_p, {}, (jnp.zeros(3),), distance, 1, operators)
+    (move,), _ = displace(P.sign_p, {}, (jnp.zeros(3),), distance, 1, operators)
     np.testing.assert_allclose(move, [0, 1, -1])
 
 
@@ -157,7 +158,7 @@ def test_between_levels_inputs_keep_half_the_margin_that_there_is():
     params = {"levels": 4, "scale": 1.5}  # levels a distance of 1 apart: -1.5, -0.5, 0.5, 1.5
     x = jnp.array([0.1, 0.1, 0.1, 0.1, 0.95])
     distance = jnp.array([0.0, 1.2, -1.2, 3.0, -0.6])
-    (move,), left = rules.displace(rules.quantize_p, params, (x,), distance, 1, operators)
+    (move,), left = displace(rules.quantize_p, params, (x,), distance, 1, operators)
     assert left is None
     # One's own interval is 0 to 1, of which a quarter at each end is left free; the outermost have one end.
     np.testing.assert_allclose(x + move, [0.1, 1.25, -0.25, 1.25, 0.75], atol=1e-12)

@@ -12,6 +12,7 @@ from jax import lax
 
 import pjax
 from pjax.displacement import Displacement
+from pjax.rules import displacement_rules
 from pjax_core import rules
 from pjax_core.copies import Edges
 from pjax_core.counting import count_edges
@@ -248,9 +249,9 @@ def test_every_rule_becomes_a_derivative_as_targets_come_near(fun):
 
 def test_a_rule_that_changes_a_length_is_made_good_for_on_average(monkeypatch):
     pairs_p = rules.defprimitive("pair_sum", lambda x: x[..., 0::2] + x[..., 1::2])
-    project, displace = rules._linear(lambda x: x[..., 0::2] + x[..., 1::2])
-    monkeypatch.setitem(rules.projection_rules, pairs_p, project)
-    monkeypatch.setitem(rules.displacement_rules, pairs_p, displace)
+    rule = rules.Linear(lambda x: x[..., 0::2] + x[..., 1::2])
+    monkeypatch.setitem(rules.projection_rules, pairs_p, rule)
+    monkeypatch.setitem(displacement_rules, pairs_p, rule.displace)
     params = {"w": jax.random.normal(jax.random.key(0), (3, 4))}
 
     def loss(p):
