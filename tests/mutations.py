@@ -106,9 +106,9 @@ DEFECTS = (
     ),
     Defect(
         "inputs of steps sent where no target is",
-        "pjax_core/projections.py",
-        "(move * distance > 0) &",
-        "(move * distance < 0) &",
+        "pjax/rules.py",
+        "((u - x) * distance > 0) &",
+        "((u - x) * distance < 0) &",
         ("test_displacement.py::test_a_step_moves_as_its_target_asks",),
     ),
     Defect(
