@@ -32,26 +32,33 @@ displacement_rules: dict[Primitive, Displace] = {}
 
 
 def defproj(prim: Primitive, rule: Rule, displace: Displace | None = None) -> None:
-    """Register the projection of a constraint (see ``pjax_core.rules``), and perhaps its displacements."""
+    """Register the projection of a constraint (signature: ``pjax_core.rules``), and perhaps its displacements.
+
+    ``displace`` is as this module says; a :class:`pjax_core.rules.Linear` has its own.
+    """
     rules.defproj(prim, rule)
-    _tell(prim, displace)
+    _tell(prim, rule, displace)
 
 
 def defelementwise(prim: Primitive, rule: "Rule | Bilinear", displace: Displace | None = None) -> None:
-    """Register a constraint on equal positions of its operands; smaller operands are copied to fit."""
+    """Register a constraint on equal positions of its operands, as :func:`defproj`; smaller ones are copied to fit."""
     if displace and isinstance(rule, Bilinear):
         raise ValueError(f"primitive {prim}: a sum of products has its displacements already")
     rules.defelementwise(prim, rule)
-    _tell(prim, displace)
+    _tell(prim, rule, displace)
 
 
 def defloss(prim: Primitive, rule: Rule, displace: Displace | None = None) -> None:
-    """Register a target node: its rule projects the operands or applies the loss's proximal operator."""
+    """Register a target node: its rule projects the operands or applies the loss's proximal operator.
+
+    ``target`` is ``None`` for it, as ``distance`` is for ``displace``, and what is left (see the module).
+    """
     rules.defloss(prim, rule)
-    _tell(prim, displace)
+    _tell(prim, rule, displace)
 
 
-def _tell(prim: Primitive, displace: Displace | None) -> None:
+def _tell(prim: Primitive, rule: Any, displace: Displace | None) -> None:
+    displace = displace or (rule.displace if isinstance(rule, rules.Linear) else None)
     if displace:
         displacement_rules[prim] = displace
 
@@ -76,8 +83,7 @@ def displace(
 # Linear functions: their projections are made of displacements.
 
 for _prim, _rule in rules.projection_rules.items():
-    if isinstance(_rule, rules.Linear):
-        displacement_rules[_prim] = _rule.displace
+    _tell(_prim, _rule, None)
 
 
 # ReLU of a sum.
@@ -119,7 +125,7 @@ displacement_rules[jax_primitives.max_p] = _from_top(jax_primitives.max_p, jnp.m
 
 
 def _of_step(prim: Primitive, gap: Callable[..., ArrayLike]) -> Displace:
-    """Make the rule of a step with ``gap(value, **params)`` from a level to the next: a way that the target asks for.
+    """Make the rule of a step: a way that the target asks for. ``gap(value, **params)`` is from a level to the next.
 
     With a margin projections also move inputs that no target asks to move. Here they stay, as do those whose target is
     within half of the way to the next level.

@@ -99,15 +99,22 @@ defcomp(jax_primitives.conv_general_dilated_p, _simplify_conv)
 
 
 def _pool(reduce: Callable[..., Array], *, zeros: bool) -> Callable[..., Callable[[Array], Array] | str]:
-    def decompose(_: ShapedArray, *, padding: Any, base_dilation: Any, **params: Any) -> Callable[[Array], Array] | str:
+    def decompose(
+        _: ShapedArray,
+        *,
+        window_dimensions: Any,
+        window_strides: Any,
+        padding: Any,
+        base_dilation: Any,
+        window_dilation: Any,
+    ) -> Callable[[Array], Array] | str:
         if not zeros and (np.any(padding) or set(base_dilation) > {1}):
             return "padding adds entries of -inf, which have no projection; pad with finite values first"
         config = [(*pads, gap - 1) for pads, gap in zip(padding, base_dilation, strict=True)]
-        sliding = [params[f"window_{name}"] for name in ("dimensions", "strides", "dilation")]
 
         def pool(x: Array) -> Array:
             x = lax.pad(x, jnp.zeros((), x.dtype), config)
-            return reduce(jnp.stack(windows(x, *sliding)), 0)
+            return reduce(jnp.stack(windows(x, window_dimensions, window_strides, window_dilation)), 0)
 
         return pool
 

@@ -247,11 +247,10 @@ def test_every_rule_becomes_a_derivative_as_targets_come_near(fun):
         np.testing.assert_allclose(swept[name], factor[0, 0] * gradients[name], rtol=1e-4, atol=1e-9)
 
 
-def test_a_rule_that_changes_a_length_is_made_good_for_on_average(monkeypatch):
+def test_a_rule_that_changes_a_length_is_made_good_for_on_average(request):
     pairs_p = rules.defprimitive("pair_sum", lambda x: x[..., 0::2] + x[..., 1::2])
-    rule = rules.Linear(lambda x: x[..., 0::2] + x[..., 1::2])
-    monkeypatch.setitem(rules.projection_rules, pairs_p, rule)
-    monkeypatch.setitem(displacement_rules, pairs_p, rule.displace)
+    pjax.defproj(pairs_p, rules.Linear(lambda x: x[..., 0::2] + x[..., 1::2]))
+    request.addfinalizer(lambda: [table.pop(pairs_p) for table in (rules.projection_rules, displacement_rules)])
     params = {"w": jax.random.normal(jax.random.key(0), (3, 4))}
 
     def loss(p):
