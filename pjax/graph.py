@@ -11,6 +11,7 @@ import jax
 
 from pjax import draw
 from pjax_core import graph, rules
+from pjax_core.bilinear import Dots
 from pjax_core.graph import Node
 from pjax_core.trace import Params, trace_with_arrays
 
@@ -92,8 +93,7 @@ def _scalar_edges(node: Node) -> int:
     """Count the scalar edges into a node: a dot product has its own copies of what it reads."""
     shapes = [jax.ShapeDtypeStruct(o.shape, o.dtype) for o in node.operands]
     if node.primitive in rules.bilinear_rules:
-        expand = functools.partial(rules.bilinear_rules[node.primitive].expand, **dict(node.params))
-        shapes = jax.eval_shape(expand, *shapes)
+        shapes = jax.eval_shape(Dots(node).expand, *shapes)
     return sum(copies.size for copies in shapes)
 
 

@@ -97,7 +97,7 @@ class ProjectionMethod(abc.ABC):
             given parameters and, if asked for, :class:`~pjax_core.diagnostics.Diagnostics`.
 
         Raises:
-            TypeError: see :func:`pjax_core.trace.trace_with_arrays`.
+            TypeError: see ``pjax.trace``.
         """
         graph, program, *arrays = trace_with_arrays(loss_fn, params)
         found = _solve(self, graph, program, diagnostics, params, arrays)

@@ -64,16 +64,7 @@ class Trace(NamedTuple):
 
 
 def trace_with_arrays(fun: Callable[[Params], Any], params: Params) -> Trace:
-    """Trace ``fun(params)`` into its constraint graph, with the arrays that the graph's constants stand for.
-
-    Args:
-        fun: plain JAX that returns losses (``nn.cross_entropy``, ``nn.margin_loss``), one or a pytree.
-        params: pytree of floating-point arrays.
-
-    Raises:
-        TypeError: an operation without a rule, a parameter that is not floating-point, an output that is
-            not a loss.
-    """
+    """Trace as ``pjax.trace`` does, and return the arrays that the graph's constants stand for."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     leaves = [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in leaves]
     if not leaves:

@@ -15,7 +15,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import pytest
 
-# Workers keep what they compiled, millions of objects: the collector's defaults take an eighth of their time.
+# Workers keep what they compiled, millions of objects: by its defaults the collector goes through them too often.
 gc.set_threshold(50_000, 20, 100)
 
 # Shapes that match only by adding leading dimensions are mistakes here.

@@ -375,8 +375,7 @@ def test_values_of_the_forward_pass_that_no_consensus_needs_are_not_kept(operato
     def kept(strides):
         closed = jax.make_jaxpr(lambda p: AP(3, operators).update(lambda p: loss_fn(p, strides), p).params)(params)
         (solve,) = (eqn for eqn in closed.jaxpr.eqns if "jaxpr" in eqn.params)
-        loops = [eqn for eqn in solve.params["jaxpr"].jaxpr.eqns if eqn.params.get("length") == 3]
-        (loop,) = loops
+        (loop,) = (eqn for eqn in solve.params["jaxpr"].jaxpr.eqns if eqn.params.get("length") == 3)
         constants = loop.invars[: len(loop.invars) - len(loop.outvars)]
         return any(atom.aval.shape == (2, 6, 7, 4) for atom in constants)
 
