@@ -86,12 +86,10 @@ class Network:
 
             def step(operands: dict[int, list[Array]], _: None) -> tuple[dict[int, list[Array]], None]:
                 for n, (a, b) in operands.items():
-                    product = Dots(graph.nodes[n]).product
-                    output = product(a, b)
-                    if moved[n][0]:
-                        a = a + 1e-30 * jax.linear_transpose(lambda x, f=product, w=b: f(x, w), a)(output)[0]
-                    if moved[n][1]:
-                        b = b + 1e-30 * jax.linear_transpose(lambda w, f=product, x=a: f(x, w), b)(output)[0]
+                    dots = Dots(graph.nodes[n])
+                    pulled = dots.pull(dots.product(a, b), (a, b))
+                    scaled = zip((a, b), pulled, moved[n], strict=True)
+                    a, b = (own + 1e-30 * pull if moves else own for own, pull, moves in scaled)
                     operands = {**operands, n: [a, b]}
                 return operands, None
 

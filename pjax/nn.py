@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from pjax_core import rules
+from pjax_core.convolution import conv_general_dilated
 
 _CONTAINERS = (list, tuple, dict)  # where modules are found
 
@@ -186,7 +187,7 @@ class Conv2D(_Weighted):
             raise ValueError(f"Conv2D takes images (..., height, width, {self.shape[2]}); it got shape {x.shape}")
         images = x.reshape(-1, *x.shape[-3:])
         layout = ("NHWC", "HWIO", "NHWC")
-        out = lax.conv_general_dilated(images, self.weight, self.strides, self.padding, dimension_numbers=layout)
+        out = conv_general_dilated(images, self.weight, self.strides, self.padding, dimension_numbers=layout)
         return out.reshape(*x.shape[:-3], *out.shape[1:])
 
 

@@ -27,12 +27,14 @@ from jax.numpy import (
 )
 
 from pjax_core import rules
+from pjax_core.convolution import conv_general_dilated
 from pjax_core.windows import windows
 
 __all__ = [
     "add",
     "broadcast_to",
     "concatenate",
+    "conv_general_dilated",
     "conv_patch",
     "dot",
     "expand_dims",

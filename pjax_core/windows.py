@@ -4,17 +4,16 @@ Padding is a copy that adds explicit zeros (constants), so a convolution is a ba
 length, and a pooling a maximum or a sum over the copies of a window.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.core import ShapedArray
 from jax.extend.core import primitives as jax_primitives
 
+from pjax_core.convolution import conv_general_dilated
 from pjax_core.rules import Bilinear, defbilinear, defcomp
 
 
@@ -58,7 +57,7 @@ def _ones_conv(
     return jnp.asarray(found).transpose(np.argsort(dimension_numbers.out_spec).tolist())
 
 
-defbilinear(jax_primitives.conv_general_dilated_p, Bilinear(_expand_conv, _ones_conv))
+defbilinear(jax_primitives.conv_general_dilated_p, Bilinear(_expand_conv, _ones_conv, conv_general_dilated))
 
 
 def _simplify_conv(
@@ -67,12 +66,7 @@ def _simplify_conv(
     for name in ("feature_group_count", "batch_group_count"):
         if params[name] != 1:
             return f"{name}={params[name]} has no rule; write one convolution per group and concatenate the results"
-    channels, *window = [w.shape[i] for i in dimension_numbers.rhs_spec]
-    # XLA's convolution is slow on a processor where few numbers are read for many channels: a product of patches is
-    # many times as fast (`python -m benchmarks step`, cnn_1x32), on a GPU a slower one. The axis of the patches
-    # comes first, so that none are transposed.
-    as_product = jax.default_backend() == "cpu" and 2 * math.prod(window) <= channels
-    if not as_product and not np.any(padding) and set(lhs_dilation) <= {1}:
+    if not np.any(padding) and set(lhs_dilation) <= {1}:
         return None
     config = [(0, 0, 0)] * len(x.shape)
     for axis, pads, gap in zip(dimension_numbers.lhs_spec[2:], padding, lhs_dilation, strict=True):
@@ -80,15 +74,7 @@ def _simplify_conv(
 
     def convolve(x: Array, w: Array) -> Array:
         x = lax.pad(x, jnp.zeros((), x.dtype), config)
-        if not as_product:
-            return lax.conv_general_dilated(x, w, padding="VALID", dimension_numbers=dimension_numbers, **params)
-        x, w = x.transpose(dimension_numbers.lhs_spec), w.transpose(dimension_numbers.rhs_spec)
-        patches = jnp.stack(_slices(x, w.shape[2:], **params))
-        patches = jnp.moveaxis(patches, 2, 0).reshape(-1, x.shape[0], *patches.shape[3:])
-        kept = {name: params[name] for name in ("precision", "preferred_element_type")}
-        out = jnp.tensordot(patches, w.reshape(channels, -1), ((0,), (1,)), **kept)
-        batch, channel, *space = dimension_numbers.out_spec
-        return jnp.moveaxis(out, range(out.ndim), (batch, *space, channel))
+        return lax.conv_general_dilated(x, w, padding="VALID", dimension_numbers=dimension_numbers, **params)
 
     return convolve
 

@@ -100,32 +100,6 @@ def test_a_padded_convolution_is_a_convolution_of_padded_images(name):
         np.testing.assert_allclose(a.loss, loss_fn(start, True).mean(), rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", PADDED)
-@pytest.mark.parametrize("layout", [("NHWC", "HWIO", "NHWC"), ("HNCW", "WOIH", "CWNH")])
-def test_a_convolution_of_few_numbers_is_the_product_of_its_patches(name, layout, monkeypatch):
-    """The same constraints in another form: what is traced elsewhere gives the same parameters."""
-    numbers = lax.conv_dimension_numbers((1,) * 4, (1,) * 4, layout)
-    x = jax.random.normal(jax.random.key(0), (2, 3, 5, 4)).transpose(np.argsort(numbers.lhs_spec).tolist())
-    start = jax.random.normal(jax.random.key(1), (40, 3, 3, 2)).transpose(np.argsort(numbers.rhs_spec).tolist()) / 3
-
-    def loss_fn(w):
-        out = jnp.moveaxis(_conv(x, w, dimension_numbers=layout, **PADDED[name]), numbers.out_spec[1], -1)
-        return nn.cross_entropy(out.reshape(-1, 40), jnp.arange(out.size // 40) % 40)
-
-    def trained():
-        names = {node.name for node in trace_with_arrays(loss_fn, start).graph.nodes}
-        assert ("dot_general" in names, "conv_general_dilated" in names) == (backend == "cpu", backend != "cpu")
-        result = optim.AlternatingProjections(5).update(loss_fn, start)
-        np.testing.assert_allclose(result.loss, loss_fn(start).mean(), rtol=1e-9)
-        return result.params
-
-    backend = "cpu"
-    product = trained()
-    backend = "gpu"
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    np.testing.assert_allclose(product, trained(), rtol=1e-9)
-
-
 def _explicit(name, x, w):
     options = dict(PADDED[name])
     padding = [(1, 1), (0, 1)] if options["padding"] == "SAME" else options["padding"]

@@ -32,12 +32,24 @@ def nearest_level(x: np.ndarray, levels: int, scale: float) -> np.ndarray:
     return points[np.abs(x[..., None] - points).argmin(-1)]
 
 
+def convolved(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Images (batch, in, height, width) by windows (out, in, height, width)."""
+    out = patches(x.transpose(0, 2, 3, 1), w.shape[2:]) @ w.transpose(2, 3, 1, 0).reshape(-1, len(w))
+    return out.transpose(0, 3, 1, 2)
+
+
 MATRIX = ((3, 4),)
 CASES = {
     "add": Case(pjax.add, lambda a, b: a + b, ((3, 4), (3, 4)), "add"),
     "broadcast_to": Case(lambda a: pjax.broadcast_to(a, (2, 3, 4)), lambda a: np.broadcast_to(a, (2, 3, 4)), MATRIX),
     "concatenate": Case(
         lambda a, b: pjax.concatenate([a, b, a], 1), lambda a, b: np.concatenate([a, b, a], 1), ((3, 4), (3, 2))
+    ),
+    "conv_general_dilated": Case(
+        lambda a, b: pjax.conv_general_dilated(a, b, (1, 1), "VALID"),
+        convolved,
+        ((2, 3, 5, 4), (6, 3, 3, 2)),
+        "conv_general_dilated",
     ),
     "conv_patch": Case(
         lambda a: pjax.conv_patch(a, (2, 3), (2, 1)), lambda a: patches(a, (2, 3), (2, 1)), ((2, 6, 5, 3),)
