@@ -12,16 +12,18 @@ class                 holds                            exact for
 ====================  ===============================  ==============================================
 
 All have the verbs ``start`` (the copies of the forward pass), ``write`` (producers make their copies equal),
-``mean`` (over the copies of each element of a producer), ``project``, and those of :class:`Holder`.
+``mean`` (over the copies of each element of a producer, perhaps after something else is done), ``project``, and those
+of :class:`Holder`.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
 
 from pjax_core import projections, rules
@@ -37,6 +39,24 @@ Projected = tuple[Array | None, Any, Array | None]  # a node's output, its copie
 def at_least_one(count: Array | int) -> Array | int:
     """Make a count a divisor; a whole number stays one, so that nothing divides by an array."""
     return max(count, 1) if isinstance(count, int) else jnp.maximum(count, 1)
+
+
+def after(done: Array | None, x: Array) -> Array:
+    """Return x, so that nothing that reads it is computed before ``done``.
+
+    XLA's compiler for processors begins everything as soon as it can, and then holds the temporaries of all nodes of a
+    set together. ``lax.optimization_barrier`` is gone before it orders, so the order is made one of data: by a choice
+    whose outcome the compiler cannot know. Compilers for other platforms put things in order themselves.
+    """
+    if done is None:
+        return x
+
+    def wait(done: Array, x: Array) -> Array:
+        first = done.ravel()[0]
+        never = jnp.isnan(first) & (first == 0)
+        return jnp.where(never, 0, x)
+
+    return lax.platform_dependent(done, x, cpu=wait, default=lambda _, x: x)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,6 +108,16 @@ class Holder:
         projected, output = rule(operands, target, weight, self.operators, **dict(self.node.params))
         return output, projected, None
 
+    def in_turn(self, z: Any, target: Array | None, done: Array | None) -> tuple[Any, Array | None]:
+        """Let the projection wait for :meth:`last` of the node before, where that saves memory and costs no time."""
+        del done
+        return z, target
+
+    def last(self, z: Any, done: Array | None) -> Array | None:
+        """Of a projection what the next node is to wait for; by default what this one waited for."""
+        del z
+        return done
+
     def combine(self, terms: Sequence[tuple[float, Any]]) -> Any:
         """Sum of scalars times copies."""
         scaled = [jax.tree.map(lambda a, c=c: c * a, z) for c, z in terms]
@@ -117,8 +147,9 @@ class Edges(Holder):
         written = self._copies({p: jnp.full_like(v, p in values) for p, v in self.values.items()})
         return tuple(jnp.where(w > 0, new, old) for w, new, old in zip(written, copies, z, strict=True))
 
-    def mean(self, z: Operands, position: int, producer: int) -> Array:
+    def mean(self, z: Operands, position: int, producer: int, done: Array | None = None) -> Array:
         """Average the copies of each element of a producer."""
+        del done
         if self.bilinear:
             alive = tuple(jax.vmap(self.living, -1, -1)(copies) for copies in z)
             sums = self.dots.contract(alive)[position]
@@ -153,9 +184,28 @@ class Consensus(Holder):
         """Note the values of the producers that projected: they are the means now."""
         return {(i, p): values.get(p, before) for (i, p), before in z.items()}
 
-    def mean(self, z: Means, position: int, producer: int) -> Array:
+    def mean(self, z: Means, position: int, producer: int, done: Array | None = None) -> Array:
         """Average the copies of each element of a producer."""
+        del done
         return z[position, producer]
+
+    def _few(self, z: Means) -> tuple[int, int] | None:
+        """Whose means are few beside the outputs: the weights' of a convolution or a recurrence."""
+        least = min(z, key=lambda key: z[key].size, default=None)
+        few = self.bilinear and least and 8 * z[least].size <= math.prod(self.node.shape)
+        return least if few else None
+
+    def in_turn(self, z: Any, target: Array | None, done: Array | None) -> tuple[Any, Array | None]:
+        """Wait where a product reads few weights: they are copied for it, a target is made for it anyway."""
+        few = self._few(z)
+        if few is None or target is None:
+            return z, target
+        return {**z, few: after(done, z[few])}, after(done, target)
+
+    def last(self, z: Any, done: Array | None) -> Array | None:
+        """The weights, whose means are sums over all outputs."""
+        few = self._few(z)
+        return done if few is None else z[few]
 
     def project(self, z: Means, target: Array | None, weight: ArrayLike) -> Projected:
         """Project; the copies that come out are kept as means."""

@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 
 from pjax_core import projections
 from pjax_core.bilinear import Operands
-from pjax_core.copies import Holder, Projected, Values
+from pjax_core.copies import Holder, Projected, Values, after
 
 
 class Number(NamedTuple):
@@ -81,7 +81,8 @@ class HistoryState:
 
     Attributes:
         slots: the consensus values x and w, ``(slots, *operand)``; ``None`` for an operand that is constant.
-        coefficients: the slots' numbers, ``(slots, *output)`` each.
+        coefficients: the slots' numbers, ``(slots, *output)`` each, without a factor that they share,
+        scale: which is this; 0 after all copies were written.
         gram: inner products of the slots, ``(slots, slots, *output)``; ``None`` where they are computed when needed.
         new: numbers of what was written since the step began.
         origin: what this is the projection of, its reflection and half of the way there, as nothing else was done.
@@ -90,8 +91,16 @@ class HistoryState:
     slots: tuple[Array | None, ...]
     coefficients: Number
     gram: Inner | None
+    scale: float = dataclasses.field(default=1.0, metadata={"static": True})
     new: dict[Written, Number] = dataclasses.field(default_factory=dict)
     origin: "tuple[HistoryState, HistoryState, HistoryState] | None" = None
+
+    def number(self) -> Number:
+        """Factors of u and v in the slots."""
+        if self.scale == 1:
+            return self.coefficients
+        u, v = (self.scale * a if self.scale else jnp.zeros_like(a) for a in self.coefficients[:2])
+        return Number(u, v)
 
     def mapped(self, fun: Callable[[Number, Array], Number], root: Array) -> "HistoryState":
         """Copies with other numbers, a function of each number and of the roots."""
@@ -143,9 +152,8 @@ class History(Holder):
     def write(self, z: HistoryState, values: Values) -> HistoryState:
         """Give every copy the value of its producer; all producers write at once."""
         one = jnp.ones(self.node.shape, self.node.dtype)
-        zeros = Number(jnp.zeros_like(z.coefficients.u), jnp.zeros_like(z.coefficients.v))
         new = {Written(self.spread(values)): Number(one, one)}
-        return dataclasses.replace(z, coefficients=zeros, new=new, origin=None)
+        return dataclasses.replace(z, scale=0.0, new=new, origin=None)
 
     def _over_terms(
         self, fun: Callable[[Any, Operands, Any], tuple[Any, Any]], carry: Any, z: HistoryState, slots: Any, new: Any
@@ -187,7 +195,7 @@ class History(Holder):
 
         return [row(pair) for pair in new]
 
-    def mean(self, z: HistoryState, position: int, producer: int) -> Array:
+    def mean(self, z: HistoryState, position: int, producer: int, done: Array | None = None) -> Array:
         """Average the copies of each element of a producer."""
         dots, living = self.dots, self.living
         once = not self._moves(1 - position)
@@ -199,19 +207,20 @@ class History(Holder):
             if once:
                 # The other operand is the same in every term: its coefficients add up, one product in all.
                 return (total, d), None
-            return (total + dots.pull(d, operands)[position], jnp.zeros_like(d)), None
+            return (total + dots.pull(after(done, d), operands)[position], jnp.zeros_like(d)), None
 
         operand = self.node.operands[position]
         carry = (jnp.zeros(operand.shape, operand.dtype), jnp.zeros(self.node.shape, self.node.dtype))
-        (total, d), *_ = self._over_terms(add, carry, z, z.coefficients.pair(), [n.pair() for n in z.new.values()])
+        (total, d), *_ = self._over_terms(add, carry, z, z.number().pair(), [n.pair() for n in z.new.values()])
         if once:
-            total += dots.pull(d, self.spread({}))[position]
+            total += dots.pull(after(done, d), self.spread({}))[position]
         return self.means(position, total)[producer]
 
     def project(self, z: HistoryState, target: Array | None, weight: ArrayLike) -> Projected:
         """Project: multiply by one number per output (Theorem 7)."""
         assert target is not None
-        norms, terms = _norms, (z.coefficients, list(z.new.values()), self._gram(z), self._rows(z))
+        norms = functools.partial(_norms, z.scale)
+        terms = z.coefficients, list(z.new.values()), self._gram(z), self._rows(z)
         if self.window > 1:  # sums over more slots are worth holding
             norms, terms = tuple, norms(terms)
         root = projections.dot_root(norms, terms, target, weight, self.operators)
@@ -243,12 +252,16 @@ class History(Holder):
         moved = [(scalar, z) for z, scalar in shares.items() if scalar]
         written = dict.fromkeys(term for _, z in moved for term in z.new)
         new = {term: total((scalar, z.new[term]) for scalar, z in moved if term in z.new) for term in written}
-        coefficients = total((scalar, z.coefficients) for scalar, z in moved)
-        return dataclasses.replace(terms[0][1], coefficients=coefficients, new=new, origin=None)
+        past = [(scalar * z.scale, z.coefficients) for scalar, z in moved if z.scale]
+        # A lone state's are not multiplied: they would be made and held for the roots that have not converged.
+        scale, coefficients = (
+            (1.0, total(past)) if len(past) > 1 else past[0] if past else (0.0, terms[0][1].coefficients)
+        )
+        return dataclasses.replace(terms[0][1], coefficients=coefficients, scale=scale, new=new, origin=None)
 
     def coefficients(self, z: HistoryState) -> list[Array]:
         """Factors of u and of v in every slot and new term, oldest first."""
-        return [_longer(z.coefficients[:2][i], [number[:2][i] for number in z.new.values()]) for i in (0, 1)]
+        return [_longer(z.number()[:2][i], [number[:2][i] for number in z.new.values()]) for i in (0, 1)]
 
     def folded(self, z: HistoryState) -> Array:
         """Largest coefficient that settling folds into the next-oldest slot."""
@@ -257,29 +270,37 @@ class History(Holder):
     def settle(self, z: HistoryState) -> HistoryState:
         """Make slots of what is new, folding what the window cannot hold."""
         if not z.new:
-            return dataclasses.replace(z, coefficients=Number(*z.coefficients[:2]), origin=None)
+            return dataclasses.replace(z, coefficients=Number(*z.number()[:2]), scale=1.0, origin=None)
         drop = len(z.new)
         new = zip(*(term.operands for term in z.new), strict=True)
         slots = tuple(None if a is None else _longer(a, x)[drop:] for a, x in zip(z.slots, new, strict=True))
-        u, v = (a[drop:].at[0].add(jnp.sum(a[:drop], 0)) for a in self.coefficients(z))
+        # What the coefficients are made of is what the last consensus is made of, too, and goes with it.
+        last = min([*z.new][-1].operands, key=lambda operand: operand.size)
+        u, v = (after(last, a[drop:].at[0].add(jnp.sum(a[:drop], 0))) for a in self.coefficients(z))
+        if z.gram is None:
+            return HistoryState(slots, Number(u, v), None)
+        rows = jax.tree.map(functools.partial(after, u), self._rows(z))
+        if drop >= self.window:  # no inner product of the old slots is left
+            newest = [others[-self.window :] for _, others in rows[-self.window :]]
+            return HistoryState(slots, Number(u, v), _stacked([_stacked(row) for row in newest]))
 
         def larger(gram: Array, *rows: Array) -> Array:
             added = jnp.stack(rows)
             gram = jnp.concatenate([gram, jnp.swapaxes(added[:, : self.window], 0, 1)], 1)
             return jnp.concatenate([gram, added])[drop:, drop:]
 
-        if z.gram is None:
-            return HistoryState(slots, Number(u, v), None)
-        rows = [jax.tree.map(lambda a, *new: _longer(a, new), old, *others) for old, others in self._rows(z)]
+        rows = [jax.tree.map(lambda a, *new: _longer(a, new), old, *others) for old, others in rows]
         return HistoryState(slots, Number(u, v), jax.tree.map(larger, z.gram, *rows))
 
 
-def _norms(terms: tuple[Number, list[Number], Inner, list[tuple[Inner, list[Inner]]]]) -> tuple[Array, Array]:
+def _norms(
+    scale: float, terms: tuple[Number, list[Number], Inner, list[tuple[Inner, list[Inner]]]]
+) -> tuple[Array, Array]:
     """Squared norms of u and v, at least their own rounding, from all numbers and inner products."""
     coefficients, numbers, gram, rows = terms
 
     def norm(i: int) -> Array:
-        a, new, inner = coefficients[:2][i], [number[:2][i] for number in numbers], gram.both()[i]
+        a, new, inner = scale * coefficients[:2][i], [number[:2][i] for number in numbers], gram.both()[i]
         total = jnp.sum(a[:, None] * a[None] * inner, (0, 1))
         floor = jnp.sum(a * a * _diagonal(inner), 0)
         for j, (old, others) in enumerate(rows):
@@ -294,6 +315,10 @@ def _norms(terms: tuple[Number, list[Number], Inner, list[tuple[Inner, list[Inne
 def _longer(stacked: Array, new: Sequence[Array]) -> Array:
     """Append along the leading axis."""
     return jnp.concatenate([stacked, *(a[None] for a in new)])
+
+
+def _stacked(inners: Sequence[Inner]) -> Inner:
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *inners)
 
 
 def _diagonal(gram: Array) -> Array:

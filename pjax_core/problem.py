@@ -56,15 +56,16 @@ class Problem:
         """Outgoing edges of every element of a node, by consumer."""
         return [self.holders[n].counts[i][number] for n, i in self.graph.consumers[number]]
 
-    def consensus(self, number: int, z: State) -> Array:
+    def consensus(self, number: int, z: State, done: Array | None = None) -> Array:
         """Average the copies of a node's value over its outgoing edges (Eq. 10; Theorem 3, step 1).
 
         With ``consensus="consumers"`` the mean over the consumers of the mean over each one's copies. A constant
-        and an element without an edge keep the values they started from.
+        and an element without an edge keep the values they started from. The means wait for ``done``
+        (:func:`pjax_core.copies.after`).
         """
         if self.graph.nodes[number].kind == "constant":
             return self.values[number]
-        means = [self.holders[n].mean(z[n], i, number) for n, i in self.graph.consumers[number]]
+        means = [self.holders[n].mean(z[n], i, number, done) for n, i in self.graph.consumers[number]]
         counts = self._counts(number)
         with at_once(*counts):
             if self.method.operators.consensus == "consumers":
@@ -86,11 +87,17 @@ class Problem:
         assert not any(p in numbers for n in numbers for p in graph.nodes[n].producers()), "nodes share an edge"
         z = dict(z)
         values: dict[int, Array] = {}
+        averaged: Array | None = None  # what the next consensus waits for
+        projected: Array | None = None  # and the next projection
         for number in numbers:
-            value = None if graph.nodes[number].kind == "loss" else self.consensus(number, z)
+            value = None if graph.nodes[number].kind == "loss" else self.consensus(number, z, averaged)
+            averaged = averaged if graph.nodes[number].kind == "constant" else value
             if number in self.holders:
+                holder = self.holders[number]
                 weight = at_least_one(sum(self._counts(number))) if self.method.operators.weighted else 1
-                value, z[number], root = self.holders[number].project(z[number], value, weight)
+                copies, target = holder.in_turn(z[number], value, projected)
+                value, z[number], root = holder.project(copies, target, weight)
+                projected = holder.last(z[number], projected)
                 if root is not None and self.report:
                     self.report.roots.append(root)
             if value is not None:

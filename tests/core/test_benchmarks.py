@@ -43,6 +43,14 @@ def test_memory(tmp_path, capsys):
     assert results["mlp_1x6, batch 4"]["edges"] == 4 * 4 * (2 * 8 * 6 + 2 * 6 + 2 * 6 * 10 + 2 * 10) / 1e6
 
 
+@pytest.mark.parametrize(("name", "dr"), [("mnist cnn_4x16_skip", 5), ("shakespeare rnn_4x128", 7.6)])
+def test_memory_is_a_small_multiple_of_gradient_descents(name, dr):
+    """Nodes of a set do not hold their temporaries all at once; a property of the compiled programs, never timed."""
+    found = memory.memory(NETWORKS[name], 32)
+    assert found["AP"] < 3 * found["SGD"]
+    assert found["DR"] < dr * found["SGD"]
+
+
 def test_a_larger_batch_that_does_not_fit_is_left_out(capsys):
     memory.main(["--quick", "--limit-gb", "1e-9"])
     lines = capsys.readouterr().out.splitlines()[2:]

@@ -11,6 +11,7 @@ import pytest
 
 import pjax
 from pjax import nn, optim
+from pjax_core.copies import after
 from tests.core.networks import (
     ARCHITECTURES,
     MLP,
@@ -381,3 +382,13 @@ def test_values_of_the_forward_pass_that_no_consensus_needs_are_not_kept(operato
 
     assert not kept((1, 1))
     assert kept((4, 4))  # strides pass some by: these keep their values
+
+
+@pytest.mark.parametrize("done", [None, 0.0, 1.0, jnp.nan, jnp.inf])
+def test_what_waits_is_what_it_was(done):
+    """Also behind an infinite or an undefined number, compiled, batched and differentiated."""
+    x = jnp.array([[1.0, jnp.nan], [-jnp.inf, 3.0]])
+    first = None if done is None else jnp.full((2, 2), done)
+    for fun in (after, jax.jit(after), lambda done, x: jax.vmap(after, (None, 0))(done, x)):
+        np.testing.assert_array_equal(fun(first, x), x)
+    np.testing.assert_array_equal(jax.grad(lambda x: jnp.sum(after(first, x)))(x), jnp.ones_like(x))
