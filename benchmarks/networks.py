@@ -82,15 +82,19 @@ class Network:
             graph, program, captured, constants, indices = trace_with_arrays(self.losses(x, y), params)
             values = graph.values(program.values(captured, jax.tree.leaves(params)), constants, indices)
             nodes = [n for n in graph.numbers("constraint") if _is_product(graph, n)]
-            moved = {n: [not _is_constant(graph, n, i) for i in (0, 1)] for n in nodes}
+            moving = {n: [i for i in (0, 1) if not _is_constant(graph, n, i)] for n in nodes}
 
             def step(operands: dict[int, list[Array]], _: None) -> tuple[dict[int, list[Array]], None]:
-                for n, (a, b) in operands.items():
-                    dots = Dots(graph.nodes[n])
-                    pulled = dots.pull(dots.product(a, b), (a, b))
-                    scaled = zip((a, b), pulled, moved[n], strict=True)
-                    a, b = (own + 1e-30 * pull if moves else own for own, pull, moves in scaled)
-                    operands = {**operands, n: [a, b]}
+                for n, pair in operands.items():
+
+                    def product(*own: Array, n: int = n, pair: list[Array] = pair) -> Array:
+                        known = dict(enumerate(pair)) | dict(zip(moving[n], own, strict=True))
+                        return Dots(graph.nodes[n]).product(known[0], known[1])
+
+                    output, pull = jax.vjp(product, *(pair[i] for i in moving[n]))
+                    pulled = dict(zip(moving[n], pull(output), strict=True))
+                    new = [own + 1e-30 * pulled[i] if i in pulled else own for i, own in enumerate(pair)]
+                    operands = {**operands, n: new}
                 return operands, None
 
             return jax.lax.scan(step, {n: [*graph.nodes[n].read(values, indices)] for n in nodes}, length=steps)[0]

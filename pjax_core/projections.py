@@ -328,6 +328,15 @@ def dot_root(
     return jax.lax.while_loop(lambda carry: carry[1], again, (found, jnp.any(found == lost)))[0]
 
 
+def sums_of_terms(*products: Array) -> list[Array]:
+    """Sum arrays over their last axis in one pass that makes none of them.
+
+    XLA's compiler for processors splits the sum of a lone array, and holds the array for it.
+    """
+    zeros = [jnp.zeros((), a.dtype) for a in products]
+    return jax.lax.reduce([*products], zeros, lambda a, b: [*map(jnp.add, a, b)], (products[0].ndim - 1,))
+
+
 def project_dot(
     x: Array, w: Array, target: Array, weight: ArrayLike, operators: Operators
 ) -> tuple[Array, Array, Array, Array]:
@@ -338,7 +347,7 @@ def project_dot(
         target, weight: shape ``(...)``; see the module.
         operators: see :func:`dot_root`.
     """
-    terms = [jnp.sum(x * w, -1), jnp.sum(x * x + w * w, -1)]
+    terms = sums_of_terms(x * w, x * x + w * w)
     root = dot_root(sum_and_difference, terms, target, weight, operators)
     lam = root[..., None]
     scale = 1 / (1 - lam * lam)
