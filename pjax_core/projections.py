@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
 
 from pjax_core.operators import Operators
@@ -85,6 +85,15 @@ def shift_sum_relu(
     return way / jnp.where(on_slope, slope, size), on_slope
 
 
+def _sums(arrays: Sequence[Array], axes: tuple[int, ...]) -> list[Array]:
+    """Sum arrays of one shape over axes, in one pass that makes none of them.
+
+    The sum of a lone array XLA's compiler for processors splits, and makes and holds the array for it.
+    """
+    zeros = [jnp.zeros((), a.dtype) for a in arrays]
+    return lax.reduce([*arrays], zeros, lambda a, b: [*map(jnp.add, a, b)], [axis % arrays[0].ndim for axis in axes])
+
+
 def project_max(x: Array, target: Array, weight: ArrayLike = 1, *, axes: tuple[int, ...]) -> Point:
     """Project onto the graph of ``max(x, axes)`` (Theorem 8), without a sort.
 
@@ -109,14 +118,14 @@ def project_max(x: Array, target: Array, weight: ArrayLike = 1, *, axes: tuple[i
     def ascend(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         y, before, _ = carry
         excess = jnp.maximum(x - jnp.expand_dims(y, axes), 0)
-        count = jnp.sum(excess > 0, axes, jnp.int32)
-        step = (jnp.sum(excess, axes) - weight * (y - target)) / (count + weight)
+        total, count = _sums([excess, (excess > 0).astype(jnp.int32)], axes)
+        step = (total - weight * (y - target)) / (count + weight)
         # Rounding must not let the output fall; above the maximum nothing is left to do.
         return jnp.where(target < top, y + jnp.maximum(step, 0), y), count, before
 
     size = math.prod(x.shape[axis] for axis in reduced)
     unknown = jnp.full(top.shape, size + 1, jnp.int32)  # more than any count: two steps at least
-    y = jax.lax.while_loop(unfinished, ascend, (start, unknown, unknown + 1))[0]
+    y = lax.while_loop(unfinished, ascend, (start, unknown, unknown + 1))[0]
     position = jnp.arange(size).reshape([n if i in reduced else 1 for i, n in enumerate(x.shape)])
     first = jnp.min(jnp.where(x == jnp.expand_dims(top, axes), position, size), axes, keepdims=True)
     wide = jnp.expand_dims(y, axes)
@@ -310,7 +319,7 @@ def dot_root(
             return jnp.any(moved > tolerance * (1 - root * root) + (1 - inside)) & (count < 100)
 
         start = jnp.where(found == lost, inflection, found), jnp.zeros((), jnp.int32)
-        root, _ = jax.lax.while_loop(unfinished, lambda carry: (refine(carry[0]), carry[1] + 1), start)
+        root, _ = lax.while_loop(unfinished, lambda carry: (refine(carry[0]), carry[1] + 1), start)
         return refine(root)
 
     fixed = operators.dot_newton_steps
@@ -325,16 +334,7 @@ def dot_root(
         return guarded(found) if fixed is None else steps(fixed, *norms_at(found))[0], jnp.array(False)
 
     # At most once. A conditional would copy what is found already, and batched it would do both.
-    return jax.lax.while_loop(lambda carry: carry[1], again, (found, jnp.any(found == lost)))[0]
-
-
-def sums_of_terms(*products: Array) -> list[Array]:
-    """Sum arrays over their last axis in one pass that makes none of them.
-
-    XLA's compiler for processors splits the sum of a lone array, and holds the array for it.
-    """
-    zeros = [jnp.zeros((), a.dtype) for a in products]
-    return jax.lax.reduce([*products], zeros, lambda a, b: [*map(jnp.add, a, b)], (products[0].ndim - 1,))
+    return lax.while_loop(lambda carry: carry[1], again, (found, jnp.any(found == lost)))[0]
 
 
 def project_dot(
@@ -347,7 +347,7 @@ def project_dot(
         target, weight: shape ``(...)``; see the module.
         operators: see :func:`dot_root`.
     """
-    terms = sums_of_terms(x * w, x * x + w * w)
+    terms = _sums([x * w, x * x + w * w], (x.ndim - 1,))
     root = dot_root(sum_and_difference, terms, target, weight, operators)
     lam = root[..., None]
     scale = 1 / (1 - lam * lam)
@@ -400,7 +400,7 @@ def displace_cross_entropy(x: Array, labels: Array, operators: Operators) -> Arr
 
     start = top + jax.nn.log_softmax((x + pulled - lam * jax.nn.softmax(x)) / 2)
     carry = start, jnp.array(True), jnp.zeros((), jnp.int32)
-    log_w, *_ = jax.lax.while_loop(lambda carry: carry[1] & (carry[2] < 100), refine, carry)
+    log_w, *_ = lax.while_loop(lambda carry: carry[1] & (carry[2] < 100), refine, carry)
     move = lam * labels - jnp.exp(log_w)
     # The sum of all is known: so is the label's, which is the difference of two equal numbers where the loss is small.
     label = jax.nn.one_hot(jnp.argmax(labels, -1), x.shape[-1], dtype=bool)
