@@ -32,7 +32,7 @@ def conv_general_dilated(
     precision: Any = None,
     **options: Any,
 ) -> Array:
-    """``jax.lax.conv_general_dilated``, arguments and results alike, with gradients that are fast on processors, too.
+    """``jax.lax.conv_general_dilated``, arguments and values alike, with gradients that are fast on processors, too.
 
     In a Flax module: ``nn.Conv(..., conv_general_dilated_cls=lambda: pjax.conv_general_dilated)``. Reverse-mode
     derivatives only. On other platforms, and with groups or further options (``preferred_element_type``), the gradients
@@ -43,7 +43,9 @@ def conv_general_dilated(
     """
     axes = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     ones = (1,) * (lhs.ndim - 2)
-    gaps, reach = (tuple(d or ones) for d in (lhs_dilation, rhs_dilation))
+    gaps, reach = (ones if d is None else tuple(d) for d in (lhs_dilation, rhs_dilation))
+    if precision is None:  # that of the place where this is called, for the transposes, too
+        precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(padding, str):
         if gaps != ones:
             raise ValueError(f"padding={padding!r} with lhs_dilation={gaps}: give the padding of every axis as numbers")
@@ -51,7 +53,7 @@ def conv_general_dilated(
         padding = lax.padtype_to_pads(sizes, _dilated(window, reach), window_strides, padding)
     params = {
         "window_strides": tuple(window_strides),
-        "padding": tuple((low, high) for low, high in padding),
+        "padding": tuple(map(tuple, padding)),
         "lhs_dilation": gaps,
         "rhs_dilation": reach,
         "dimension_numbers": axes,
@@ -79,7 +81,8 @@ def _backward(params: Params, operands: tuple[Array, Array], out: Array) -> tupl
         return jax.vjp(functools.partial(_lax, params=params), x, w)[1](out)
 
     known = dict(params)
-    if known.pop("feature_group_count") * known.pop("batch_group_count") > 1 or not known.keys() <= _KNOWN:
+    groups = known.pop("feature_group_count") * known.pop("batch_group_count")
+    if groups > 1 or not known.keys() <= _KNOWN or 0 in (*operands[0].shape, *operands[1].shape, *out.shape):
         return transposes(*operands, out)
     plain = functools.partial(_plain_transposes, **known)
     return lax.platform_dependent(*operands, out, cpu=plain, default=transposes)

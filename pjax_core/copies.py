@@ -42,13 +42,13 @@ def at_least_one(count: Array | int) -> Array | int:
 
 
 def after(done: Array | None, x: Array) -> Array:
-    """Return x, so that nothing that reads it is computed before ``done``.
+    """Return x, so that on a processor nothing that reads the result is computed before ``done``.
 
     XLA's compiler for processors begins everything as soon as it can, and then holds the temporaries of all nodes of a
     set together. ``lax.optimization_barrier`` is gone before it orders, so the order is made one of data: by a choice
-    whose outcome the compiler cannot know. Compilers for other platforms put things in order themselves.
+    whose outcome it does not see (a test of memory tells when it does).
     """
-    if done is None:
+    if done is None or not done.size:
         return x
 
     def wait(done: Array, x: Array) -> Array:

@@ -81,8 +81,8 @@ class HistoryState:
 
     Attributes:
         slots: the consensus values x and w, ``(slots, *operand)``; ``None`` for an operand that is constant.
-        coefficients: the slots' numbers, ``(slots, *output)`` each, without a factor that they share,
-        scale: which is this; 0 after all copies were written.
+        coefficients: the slots' numbers, ``(slots, *output)`` each, but for ``scale``.
+        scale: a factor of all coefficients; 0 after all copies were written, whatever the coefficients were.
         gram: inner products of the slots, ``(slots, slots, *output)``; ``None`` where they are computed when needed.
         new: numbers of what was written since the step began.
         origin: what this is the projection of, its reflection and half of the way there, as nothing else was done.
@@ -275,7 +275,8 @@ class History(Holder):
         new = zip(*(term.operands for term in z.new), strict=True)
         slots = tuple(None if a is None else _longer(a, x)[drop:] for a, x in zip(z.slots, new, strict=True))
         # What the coefficients are made of is what the last consensus is made of, too, and goes with it.
-        last = min([*z.new][-1].operands, key=lambda operand: operand.size)
+        moving = [operand for i, operand in enumerate([*z.new][-1].operands) if self._moves(i)]
+        last = min(moving, key=lambda operand: operand.size)
         u, v = (after(last, a[drop:].at[0].add(jnp.sum(a[:drop], 0))) for a in self.coefficients(z))
         if z.gram is None:
             return HistoryState(slots, Number(u, v), None)
@@ -300,7 +301,8 @@ def _norms(
     coefficients, numbers, gram, rows = terms
 
     def norm(i: int) -> Array:
-        a, new, inner = scale * coefficients[:2][i], [number[:2][i] for number in numbers], gram.both()[i]
+        a = scale * coefficients[:2][i] if scale else jnp.zeros_like(coefficients[:2][i])
+        new, inner = [number[:2][i] for number in numbers], gram.both()[i]
         total = jnp.sum(a[:, None] * a[None] * inner, (0, 1))
         floor = jnp.sum(a * a * _diagonal(inner), 0)
         for j, (old, others) in enumerate(rows):

@@ -60,8 +60,8 @@ class Problem:
         """Average the copies of a node's value over its outgoing edges (Eq. 10; Theorem 3, step 1).
 
         With ``consensus="consumers"`` the mean over the consumers of the mean over each one's copies. A constant
-        and an element without an edge keep the values they started from. The means wait for ``done``
-        (:func:`pjax_core.copies.after`).
+        and an element without an edge keep the values they started from. Means that are made of a history
+        wait for ``done`` (:func:`pjax_core.copies.after`).
         """
         if self.graph.nodes[number].kind == "constant":
             return self.values[number]
@@ -91,7 +91,8 @@ class Problem:
         projected: Array | None = None  # and the next projection
         for number in numbers:
             value = None if graph.nodes[number].kind == "loss" else self.consensus(number, z, averaged)
-            averaged = averaged if graph.nodes[number].kind == "constant" else value
+            if graph.nodes[number].kind not in ("constant", "loss"):
+                averaged = value
             if number in self.holders:
                 holder = self.holders[number]
                 weight = at_least_one(sum(self._counts(number))) if self.method.operators.weighted else 1

@@ -85,13 +85,22 @@ def shift_sum_relu(
     return way / jnp.where(on_slope, slope, size), on_slope
 
 
-def _sums(arrays: Sequence[Array], axes: tuple[int, ...]) -> list[Array]:
-    """Sum arrays of one shape over axes, in one pass that makes none of them.
+def _sums(arrays: Sequence[Array], axes: Sequence[int]) -> list[Array]:
+    """Sum arrays of one shape over axes, all in one pass, so that none of them is made.
 
-    The sum of a lone array XLA's compiler for processors splits, and makes and holds the array for it.
+    XLA's compiler for processors would make a lone array first, and sum it block by block. The blocks, which keep the
+    rounding small, are made here: the last axis is summed in pieces of up to 32.
     """
+    *rest, last = sorted(axis % arrays[0].ndim for axis in axes)
+    size = arrays[0].shape[last]
+    piece = max(d for d in range(1, 33) if size % d == 0)
     zeros = [jnp.zeros((), a.dtype) for a in arrays]
-    return lax.reduce([*arrays], zeros, lambda a, b: [*map(jnp.add, a, b)], [axis % arrays[0].ndim for axis in axes])
+
+    def add(a: Sequence[Array], b: Sequence[Array]) -> list[Array]:
+        return [*map(jnp.add, a, b)]
+
+    pieces = [a.reshape(*a.shape[:last], size // piece, piece, *a.shape[last + 1 :]) for a in arrays]
+    return lax.reduce(lax.reduce(pieces, zeros, add, [last + 1]), zeros, add, [*rest, last])
 
 
 def project_max(x: Array, target: Array, weight: ArrayLike = 1, *, axes: tuple[int, ...]) -> Point:

@@ -125,3 +125,22 @@ def test_nothing_is_left_to_the_slow_loop_of_processors():
     assert len(ours) == len(theirs) == 3
     assert all(axes == plain and "true" not in window for axes, window in ours), ours
     assert not all(axes == plain for axes, _ in theirs), "JAX's own are plain: this module is not needed any more"
+
+
+def test_the_precision_at_the_call_is_that_of_all_three_convolutions():
+    operands = tuple(a.astype(jnp.float32) for a in _operands(LAYOUTS[0]))
+
+    def loss(x, w):
+        with jax.default_matmul_precision("highest"):
+            return jnp.sum(jnp.sin(pjax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=LAYOUTS[0])))
+
+    for platform in ("cpu", "cuda"):
+        lowered = jax.jit(jax.grad(loss, (0, 1))).trace(*operands).lower(lowering_platforms=(platform,)).as_text()
+        found = re.findall(r"stablehlo.convolution.*?precision_config = \[(.*?)\]", lowered)
+        assert found == ["#stablehlo<precision HIGHEST>, #stablehlo<precision HIGHEST>"] * 3
+
+
+def test_an_empty_output_has_gradients_of_zero():
+    x, w = jnp.ones((1, 1, 2, 2)), jnp.ones((1, 1, 3, 3))
+    for gradient in jax.grad(lambda x, w: pjax.conv_general_dilated(x, w, (2, 2), "VALID").sum(), (0, 1))(x, w):
+        assert not gradient.any()
