@@ -168,6 +168,8 @@ class Conv2D(_Weighted):
         in_channels, out_channels: of the images.
         kernel_shape, strides: (height, width).
         padding: ``"SAME"``, ``"VALID"`` or ``((top, bottom), (left, right))``; padding adds explicit zeros.
+
+    Of JAX's derivatives it has those in reverse mode (see :func:`pjax.conv_general_dilated`).
     """
 
     def __init__(

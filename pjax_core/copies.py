@@ -190,7 +190,7 @@ class Consensus(Holder):
         return z[position, producer]
 
     def _few(self, z: Means) -> tuple[int, int] | None:
-        """Whose means are few beside the outputs: the weights' of a convolution or a recurrence."""
+        """Whose means are few beside the outputs (an eighth): the weights' of a convolution or a recurrence."""
         least = min(z, key=lambda key: z[key].size, default=None)
         few = self.bilinear and least and 8 * z[least].size <= math.prod(self.node.shape)
         return least if few else None

@@ -37,6 +37,13 @@ class Number(NamedTuple):
         """Return a and d."""
         return self.known or ((self.u + self.v) / 2, (self.u - self.v) / 2)
 
+    def times(self, scale: float) -> "Number":
+        """Times a number that is known while tracing; 0 makes zeros, of whatever there was."""
+        if scale == 1:
+            return self
+        u, v = (scale * a if scale else jnp.zeros_like(a) for a in self[:2])
+        return Number(u, v)
+
     def projected(self, root: Array) -> "Number":
         """After a projection (Eq. 31)."""
         return Number(self.u / (1 - root), self.v / (1 + root))
@@ -97,10 +104,7 @@ class HistoryState:
 
     def number(self) -> Number:
         """Factors of u and v in the slots."""
-        if self.scale == 1:
-            return self.coefficients
-        u, v = (self.scale * a if self.scale else jnp.zeros_like(a) for a in self.coefficients[:2])
-        return Number(u, v)
+        return self.coefficients.times(self.scale)
 
     def mapped(self, fun: Callable[[Number, Array], Number], root: Array) -> "HistoryState":
         """Copies with other numbers, a function of each number and of the roots."""
@@ -299,10 +303,10 @@ def _norms(
 ) -> tuple[Array, Array]:
     """Squared norms of u and v, at least their own rounding, from all numbers and inner products."""
     coefficients, numbers, gram, rows = terms
+    past = coefficients.times(scale)
 
     def norm(i: int) -> Array:
-        a = scale * coefficients[:2][i] if scale else jnp.zeros_like(coefficients[:2][i])
-        new, inner = [number[:2][i] for number in numbers], gram.both()[i]
+        a, new, inner = past[:2][i], [number[:2][i] for number in numbers], gram.both()[i]
         total = jnp.sum(a[:, None] * a[None] * inner, (0, 1))
         floor = jnp.sum(a * a * _diagonal(inner), 0)
         for j, (old, others) in enumerate(rows):
