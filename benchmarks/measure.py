@@ -40,26 +40,29 @@ def peak_mb(compiled: Compiled) -> float:
 
 
 def measure(
-    cases: Mapping[str, tuple[Callable[..., Any], int]], arguments: tuple[Any, ...], rounds: int = 9
+    cases: Mapping[str, tuple[Callable[..., Any], int]],
+    arguments: tuple[Any, ...] | Mapping[str, tuple[Any, ...]],
+    rounds: int = 9,
 ) -> dict[str, Measurement]:
     """Time functions in turn, round after round, so that a disturbance hits all of them.
 
     Args:
         cases: by name the function of ``arguments`` and the number of steps that it takes.
-        arguments: arrays on the device.
+        arguments: arrays on the device, the same for all or each case's own by name.
         rounds: timed calls of each after one that warms up.
     """
+    given = arguments if isinstance(arguments, Mapping) else dict.fromkeys(cases, arguments)
     compiled, compile_s = {}, {}
     for name, (fun, _) in cases.items():
         start = time.perf_counter()
-        compiled[name] = jax.jit(fun).lower(*arguments).compile()
+        compiled[name] = jax.jit(fun).lower(*given[name]).compile()
         compile_s[name] = time.perf_counter() - start
-        jax.block_until_ready(compiled[name](*arguments))
+        jax.block_until_ready(compiled[name](*given[name]))
     times: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(rounds):
         for name, (_, steps) in cases.items():
             start = time.perf_counter()
-            jax.block_until_ready(compiled[name](*arguments))
+            jax.block_until_ready(compiled[name](*given[name]))
             times[name].append(1e3 * (time.perf_counter() - start) / steps)
     result = {}
     for name in cases:
@@ -73,10 +76,11 @@ def measure(
 def environment() -> dict[str, Any]:
     """Device and versions that the numbers belong to."""
     device = jax.devices()[0]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "platform": device.platform,
         "device": device.device_kind,
-        "cores": os.cpu_count(),
+        "cores": cores,
         "jax": jax.__version__,
         "numpy": np.__version__,
     }

@@ -6,7 +6,7 @@ projection of it, a reflection, a sum of those) is known by x, w and the pair, a
 it are sums that cost as much as ``f`` itself.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -64,10 +64,17 @@ class Dots:
         """Sum a per-output coefficient times the other operand: f^T(d; w) for x and f^T(d; x) for w."""
         return jax.vjp(self.product, *operands)[1](coefficient)
 
-    def sums(self, a: Array, d: Array, operands: Operands) -> Operands:
-        """Sum the copies ``a x + d w`` and ``a w + d x`` over the outputs."""
-        parts = zip(operands, self.total(a), self.pull(d, operands), strict=True)
-        return tuple(own * total + pull for own, total, pull in parts)
+    def sums(
+        self, a: Array, d: Array, operands: Operands, after: Callable[[Array, Array], Array] | None = None
+    ) -> Operands:
+        """Sum the copies ``a x + d w`` and ``a w + d x`` over the outputs.
+
+        With ``after(done, x)``, which returns x and waits for ``done``, x's sums are made before w's.
+        """
+        total, pull = self.total(a), self.pull(d, operands)
+        if after:
+            total = total[0], after(pull[0], total[1])
+        return tuple(own * t + p for own, t, p in zip(operands, total, pull, strict=True))
 
     def fan_out(self, positions: Iterable[int]) -> float:
         """The least of the mean numbers of copies of an element of some operands (0: x, 1: w)."""

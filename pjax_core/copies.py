@@ -215,7 +215,10 @@ class Consensus(Holder):
             terms = [self.dots.product(*operands), *self.dots.norms(operands, operands)]
             root = projections.dot_root(projections.sum_and_difference, terms, target, weight, self.operators)
             a, d = (self.living(c) for c in projection_factor(root))
-            sums, output = self.dots.sums(a, d, operands), target - root / weight
+            # Where w is written in the place where it lies, which its own size makes worth it, x's sums read it before.
+            in_place = all(self.counts) and self._few(z) is None
+            sums = self.dots.sums(a, d, operands, after if in_place else None)
+            output = target - root / weight
         else:
             output, projected, root = self.apply(operands, target, weight)
             sums = tuple(map(self.living, projected))
