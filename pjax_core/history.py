@@ -220,14 +220,16 @@ class History(Holder):
             total += dots.pull(after(done, d), self.spread({}))[position]
         return self.means(position, total)[producer]
 
+    def _terms(self, z: HistoryState) -> tuple[Callable[[Any], tuple[Array, Array]], Any]:
+        """Squared norms of u and v, as :func:`projections.dot_root` takes them."""
+        norms = functools.partial(_norms, z.scale)
+        terms = z.coefficients, list(z.new.values()), self._gram(z), self._rows(z)
+        return (tuple, norms(terms)) if self.window > 1 else (norms, terms)  # sums over more slots are worth holding
+
     def project(self, z: HistoryState, target: Array | None, weight: ArrayLike) -> Projected:
         """Project: multiply by one number per output (Theorem 7)."""
         assert target is not None
-        norms = functools.partial(_norms, z.scale)
-        terms = z.coefficients, list(z.new.values()), self._gram(z), self._rows(z)
-        if self.window > 1:  # sums over more slots are worth holding
-            norms, terms = tuple, norms(terms)
-        root = projections.dot_root(norms, terms, target, weight, self.operators)
+        root = projections.dot_root(*self._terms(z), target, weight, self.operators)
         reflected = z.mapped(Number.reflected, root)
         origin = z, reflected, reflected.mapped(Number.way, root)
         x = dataclasses.replace(z.mapped(Number.projected, root), origin=origin)
@@ -296,6 +298,56 @@ class History(Holder):
 
         rows = [jax.tree.map(lambda a, *new: _longer(a, new), old, *others) for old, others in rows]
         return HistoryState(slots, Number(u, v), jax.tree.map(larger, z.gram, *rows))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Whole(History):
+    """A history whose one slot is the copies themselves, every u and v: exact, O(edges).
+
+    A step acts on numbers per output. The edges are read for norms and means, and written when it is settled, each
+    where it lies: copies as x and w, both made of both, are held twice for that.
+    """
+
+    window: int = 1
+    gram: bool = False
+
+    def start(self) -> HistoryState:
+        """State of a network at rest."""
+        return self._at_rest(self._both(self.spread({})))
+
+    def _at_rest(self, slots: Operands) -> HistoryState:
+        """These copies, times one, which takes no array of the outputs' size."""
+        one = jnp.ones((1,) * (1 + len(self.node.shape)), self.node.dtype)
+        return HistoryState(slots, Number(one, one), None)
+
+    def _both(self, operands: Operands) -> tuple[Array, Array]:
+        x, w = self.dots.expand(*operands)
+        return x + w, x - w
+
+    def _edges(self, z: HistoryState) -> tuple[Array, Array]:
+        """Every u and v."""
+        parts = [(number[:2], self._both(term.operands)) for term, number in z.new.items()]
+        if z.scale:
+            parts.append(((z.number().u[0], z.number().v[0]), (z.slots[0], z.slots[1])))
+        u, v = (sum(factors[i][..., None] * copies[i] for factors, copies in parts) for i in (0, 1))
+        return u, v
+
+    def _terms(self, z: HistoryState) -> tuple[Callable[[Any], tuple[Array, Array]], Any]:
+        u, v = self._edges(z)
+        return tuple, projections.sums([u * u, v * v], (-1,))
+
+    def mean(self, z: HistoryState, position: int, producer: int, done: Array | None = None) -> Array:
+        """Average the copies of each element of a producer."""
+        u, v = (jax.vmap(self.living, -1, -1)(after(done, copies)) for copies in self._edges(z))
+        return self.means(position, self.dots.contract(((u + v) / 2, (u - v) / 2))[position])[producer]
+
+    def folded(self, z: HistoryState) -> Array:
+        """Nothing is."""
+        return jnp.zeros((), self.node.dtype)
+
+    def settle(self, z: HistoryState) -> HistoryState:
+        """Make all that is new part of the copies."""
+        return self._at_rest(self._edges(z))
 
 
 def _norms(

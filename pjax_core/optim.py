@@ -16,7 +16,7 @@ from pjax_core.bilinear import Dots
 from pjax_core.copies import Consensus, Edges
 from pjax_core.diagnostics import Diagnostics, diagnose
 from pjax_core.graph import Graph
-from pjax_core.history import History
+from pjax_core.history import History, Whole
 from pjax_core.operators import EXACT, Operators, require_bool, require_count, require_number, require_operators
 from pjax_core.problem import AnyHolder, Problem, State
 from pjax_core.stacking import stack
@@ -208,7 +208,7 @@ class _Reflecting(ProjectionMethod):
         moving = [i for i, o in enumerate(node.operands) if any(graph.nodes[p].kind != "constant" for p in o.producers)]
         wide = Dots(node).fan_out((0, 1) if near_loss else moving) >= WIDE and self.memory() <= LONGEST
         if not wide and self.representation != "history":
-            return Edges
+            return Whole
         # All that an update writes, with the step more that diagnostics take, and the start.
         most = self._written * (self.steps_per_update + 1) + 1
         window = min(self.window * int(min(self.memory(), LONGEST)), most) + near_loss

@@ -8,10 +8,10 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from pjax_core.copies import Consensus, Edges, Values, at_least_one
+from pjax_core.copies import Consensus, Edges, Values, after, at_least_one
 from pjax_core.counting import count_edges
 from pjax_core.graph import Graph
-from pjax_core.history import History
+from pjax_core.history import History, Whole
 from pjax_core.jaxprs import at_once
 
 if TYPE_CHECKING:
@@ -119,7 +119,15 @@ class Problem:
         """Make a state ready for the next step."""
         if self.report:
             self.report.folded.extend(h.folded(z[n]) for n, h in self.holders.items() if isinstance(h, History))
-        return {n: holder.settle(z[n]) for n, holder in self.holders.items()}
+        whole = [n for n, h in self.holders.items() if isinstance(h, Whole)]
+        settled = {n: self.holders[n].settle(z[n]) for n in whole}
+        done = settled[whole[0]].slots[0] if whole else None
+        for n, holder in self.holders.items():
+            if n not in settled:
+                settled[n] = holder.settle(z[n])
+                if isinstance(holder, Edges):
+                    settled[n] = tuple(after(done, a) for a in settled[n])
+        return {n: settled[n] for n in self.holders}
 
     def consensus_values(self, z: State) -> dict[int, Array]:
         """Consensus of every node but the losses."""

@@ -85,7 +85,7 @@ def shift_sum_relu(
     return way / jnp.where(on_slope, slope, size), on_slope
 
 
-def _sums(arrays: Sequence[Array], axes: Sequence[int]) -> list[Array]:
+def sums(arrays: Sequence[Array], axes: Sequence[int]) -> list[Array]:
     """Sum arrays of one shape over axes, all in one pass, so that none of them is made.
 
     XLA's compiler for processors would make a lone array first, and sum it block by block. The blocks, which keep the
@@ -101,6 +101,16 @@ def _sums(arrays: Sequence[Array], axes: Sequence[int]) -> list[Array]:
 
     pieces = [a.reshape(*a.shape[:last], size // piece, piece, *a.shape[last + 1 :]) for a in arrays]
     return lax.reduce(lax.reduce(pieces, zeros, add, [last + 1]), zeros, add, [*rest, last])
+
+
+def total(a: Array, axes: Sequence[int]) -> Array:
+    """Sum an array that need not be made: as :func:`sums` of parts of it."""
+    longest = max(axes, key=lambda axis: a.shape[axis], default=None)
+    if longest is None or a.shape[longest] <= 32:  # which XLA leaves in one pass
+        return jnp.sum(a, axes)
+    parts = max(d for d in range(1, 3) if a.shape[longest] % d == 0)
+    first, *others = sums(jnp.split(a, parts, longest), axes)
+    return sum(others, first)
 
 
 def project_max(x: Array, target: Array, weight: ArrayLike = 1, *, axes: tuple[int, ...]) -> Point:
@@ -127,7 +137,7 @@ def project_max(x: Array, target: Array, weight: ArrayLike = 1, *, axes: tuple[i
     def ascend(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         y, before, _ = carry
         excess = jnp.maximum(x - jnp.expand_dims(y, axes), 0)
-        total, count = _sums([excess, (excess > 0).astype(jnp.int32)], axes)
+        total, count = sums([excess, (excess > 0).astype(jnp.int32)], axes)
         step = (total - weight * (y - target)) / (count + weight)
         # Rounding must not let the output fall; above the maximum nothing is left to do.
         return jnp.where(target < top, y + jnp.maximum(step, 0), y), count, before
@@ -356,7 +366,7 @@ def project_dot(
         target, weight: shape ``(...)``; see the module.
         operators: see :func:`dot_root`.
     """
-    terms = _sums([x * w, x * x + w * w], (x.ndim - 1,))
+    terms = [jnp.sum(x * w, -1), jnp.sum(x * x + w * w, -1)]
     root = dot_root(sum_and_difference, terms, target, weight, operators)
     lam = root[..., None]
     scale = 1 / (1 - lam * lam)

@@ -255,8 +255,19 @@ def _arrange(a: Array, position: int, other_rank: int, dimension_numbers: Any) -
 
 def _expand_dot_general(x: Array, w: Array, *, dimension_numbers: Any, **_: Any) -> tuple[Array, Array]:
     arranged = _arrange(x, 0, w.ndim, dimension_numbers), _arrange(w, 1, x.ndim, dimension_numbers)
-    x, w = jnp.broadcast_arrays(*arranged)
+    shape = jnp.broadcast_shapes(*(a.shape for a in arranged))
+    x, w = (_repeat(a, shape) for a in arranged)
     return x, w
+
+
+def _repeat(a: Array, shape: tuple[int, ...]) -> Array:
+    """Broadcast; its transpose sums the copies and makes no array of all of them."""
+    axes = tuple(axis for axis, size in enumerate(shape) if a.shape[axis] < size)
+
+    def transpose(_: None, copies: Array) -> Array:
+        return jnp.expand_dims(projections.total(copies, axes), axes)
+
+    return jax.custom_derivatives.linear_call(lambda _, a: jnp.broadcast_to(a, shape), transpose, None, a)
 
 
 def _ones_dot_general(
