@@ -279,11 +279,12 @@ class History(Holder):
             return dataclasses.replace(z, coefficients=Number(*z.number()[:2]), scale=1.0, origin=None)
         drop = len(z.new)
         new = zip(*(term.operands for term in z.new), strict=True)
-        slots = tuple(None if a is None else _longer(a, x)[drop:] for a, x in zip(z.slots, new, strict=True))
+        slots = tuple(None if a is None else _slid(a, x) for a, x in zip(z.slots, new, strict=True))
         # What the coefficients are made of is what the last consensus is made of, too, and goes with it.
         moving = [operand for i, operand in enumerate([*z.new][-1].operands) if self._moves(i)]
         last = min(moving, key=lambda operand: operand.size)
-        u, v = (after(last, a[drop:].at[0].add(jnp.sum(a[:drop], 0))) for a in self.coefficients(z))
+        numbers = z.number(), *z.new.values()
+        u, v = (after(last, _folded(past, new)) for past, *new in zip(*(n[:2] for n in numbers), strict=True))
         if z.gram is None:
             return HistoryState(slots, Number(u, v), None)
         rows = jax.tree.map(functools.partial(after, u), self._rows(z))
@@ -291,13 +292,13 @@ class History(Holder):
             newest = [others[-self.window :] for _, others in rows[-self.window :]]
             return HistoryState(slots, Number(u, v), _stacked([_stacked(row) for row in newest]))
 
-        def larger(gram: Array, *rows: Array) -> Array:
-            added = jnp.stack(rows)
-            gram = jnp.concatenate([gram, jnp.swapaxes(added[:, : self.window], 0, 1)], 1)
-            return jnp.concatenate([gram, added])[drop:, drop:]
+        def larger(gram: Array, *rows: tuple[Array, list[Array]]) -> Array:
+            kept = gram[drop:, drop:]
+            columns = jnp.stack([old[drop:] for old, _ in rows], 1)
+            added = [jnp.concatenate([old[drop:], *(a[None] for a in others)])[None] for old, others in rows]
+            return jnp.concatenate([jnp.concatenate([kept, columns], 1), *added])
 
-        rows = [jax.tree.map(lambda a, *new: _longer(a, new), old, *others) for old, others in rows]
-        return HistoryState(slots, Number(u, v), jax.tree.map(larger, z.gram, *rows))
+        return HistoryState(slots, Number(u, v), Inner(*(larger(g, *((o[i], [x[i] for x in others]) for o, others in rows)) for i, g in enumerate(z.gram))))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -373,6 +374,18 @@ def _norms(
 def _longer(stacked: Array, new: Sequence[Array]) -> Array:
     """Append along the leading axis."""
     return jnp.concatenate([stacked, *(a[None] for a in new)])
+
+
+def _slid(stacked: Array, new: Sequence[Array]) -> Array:
+    """Append along the leading axis and drop as many at its beginning."""
+    return jnp.concatenate([stacked[len(new) :], *(a[None] for a in new[-len(stacked) :])])
+
+
+def _folded(stacked: Array, new: Sequence[Array]) -> Array:
+    """The same; what is dropped is added to the first that stays."""
+    spare = max(len(new) - len(stacked) + 1, 0)
+    first = sum([*stacked[: len(new) + 1], *new[:spare]][1:], stacked[0])
+    return jnp.concatenate([first[None], stacked[len(new) + 1 :], *(a[None] for a in new[spare:])])
 
 
 def _stacked(inners: Sequence[Inner]) -> Inner:
