@@ -42,6 +42,10 @@ class Dots:
 
     def contract(self, copies: Operands) -> Operands:
         """Sum the edges' copies back to the operands' shapes (the transpose of :meth:`expand`)."""
+        if self._rule.contract:
+            shapes = [a.shape for a in self._shapes]
+            x, w = (self._rule.contract(a, i, shapes, **self._params) for i, a in enumerate(copies))
+            return x, w
         return jax.linear_transpose(self.expand, *self._shapes)(copies)
 
     def norms(self, operands: Operands, others: Operands) -> Operands:

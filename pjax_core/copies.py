@@ -9,6 +9,8 @@ class                 holds                            exact for
 ``History``           the last consensus values, with  methods that combine projections linearly
                       one coefficient pair per output  (Douglas-Rachford); a window makes it cheap;
                                                        see :mod:`pjax_core.history`
+``Whole``             every copy, times one such pair  the same, where few copies are made of an
+                                                       element
 ====================  ===============================  ==============================================
 
 All have the verbs ``start`` (the copies of the forward pass), ``write`` (producers make their copies equal),
@@ -17,6 +19,7 @@ of :class:`Holder`.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -123,9 +126,9 @@ class Holder:
         scaled = [jax.tree.map(lambda a, c=c: c * a, z) for c, z in terms]
         return jax.tree.map(lambda *arrays: sum(arrays[1:], arrays[0]), *scaled)
 
-    def settle(self, z: Any) -> Any:
-        """Make the copies ready for the next step."""
-        return z
+    def settle(self, z: Any, done: Array | None = None) -> Any:
+        """Make the copies ready for the next step, perhaps after something else is done."""
+        return jax.tree.map(functools.partial(after, done), z)
 
 
 class Edges(Holder):

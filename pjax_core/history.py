@@ -273,8 +273,9 @@ class History(Holder):
         """Largest coefficient that settling folds into the next-oldest slot."""
         return jnp.max(jnp.abs(jnp.stack(self.coefficients(z))[:, : len(z.new)]), initial=0)
 
-    def settle(self, z: HistoryState) -> HistoryState:
+    def settle(self, z: HistoryState, done: Array | None = None) -> HistoryState:
         """Make slots of what is new, folding what the window cannot hold."""
+        del done
         if not z.new:
             return dataclasses.replace(z, coefficients=Number(*z.number()[:2]), scale=1.0, origin=None)
         drop = len(z.new)
@@ -287,26 +288,26 @@ class History(Holder):
         u, v = (after(last, _folded(past, new)) for past, *new in zip(*(n[:2] for n in numbers), strict=True))
         if z.gram is None:
             return HistoryState(slots, Number(u, v), None)
-        rows = jax.tree.map(functools.partial(after, u), self._rows(z))
+        rows = jax.tree.map(functools.partial(after, last), self._rows(z))
         if drop >= self.window:  # no inner product of the old slots is left
             newest = [others[-self.window :] for _, others in rows[-self.window :]]
             return HistoryState(slots, Number(u, v), _stacked([_stacked(row) for row in newest]))
 
-        def larger(gram: Array, *rows: tuple[Array, list[Array]]) -> Array:
-            kept = gram[drop:, drop:]
-            columns = jnp.stack([old[drop:] for old, _ in rows], 1)
-            added = [jnp.concatenate([old[drop:], *(a[None] for a in others)])[None] for old, others in rows]
-            return jnp.concatenate([jnp.concatenate([kept, columns], 1), *added])
+        def larger(gram: Array, *rows: Array) -> Array:
+            added = jnp.stack(rows)
+            gram = jnp.concatenate([gram, jnp.swapaxes(added[:, : self.window], 0, 1)], 1)
+            return jnp.concatenate([gram, added])[drop:, drop:]
 
-        return HistoryState(slots, Number(u, v), Inner(*(larger(g, *((o[i], [x[i] for x in others]) for o, others in rows)) for i, g in enumerate(z.gram))))
+        rows = [jax.tree.map(lambda a, *new: _longer(a, new), old, *others) for old, others in rows]
+        return HistoryState(slots, Number(u, v), jax.tree.map(larger, z.gram, *rows))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Whole(History):
-    """A history whose one slot is the copies themselves, every u and v: exact, O(edges).
+    """A history whose one slot are the copies themselves, every u and v: exact, O(edges).
 
-    A step acts on numbers per output. The edges are read for norms and means, and written when it is settled, each
-    where it lies: copies as x and w, both made of both, are held twice for that.
+    A step acts on numbers per output. The edges are read for norms and means, and written once, when the step is
+    settled, each where it lies: as x and w, both made of both, they would be held twice for that.
     """
 
     window: int = 1
@@ -314,23 +315,27 @@ class Whole(History):
 
     def start(self) -> HistoryState:
         """State of a network at rest."""
-        return self._at_rest(self._both(self.spread({})))
+        return self._times_one(self._both(self.spread({})))
 
-    def _at_rest(self, slots: Operands) -> HistoryState:
-        """These copies, times one, which takes no array of the outputs' size."""
+    def _times_one(self, slots: Operands) -> HistoryState:
+        """These copies; their number takes no array of the outputs' size."""
         one = jnp.ones((1,) * (1 + len(self.node.shape)), self.node.dtype)
         return HistoryState(slots, Number(one, one), None)
 
-    def _both(self, operands: Operands) -> tuple[Array, Array]:
+    def _both(self, operands: Operands) -> Operands:
         x, w = self.dots.expand(*operands)
         return x + w, x - w
 
-    def _edges(self, z: HistoryState) -> tuple[Array, Array]:
+    def _edges(self, z: HistoryState) -> Operands:
         """Every u and v."""
         parts = [(number[:2], self._both(term.operands)) for term, number in z.new.items()]
         if z.scale:
-            parts.append(((z.number().u[0], z.number().v[0]), (z.slots[0], z.slots[1])))
-        u, v = (sum(factors[i][..., None] * copies[i] for factors, copies in parts) for i in (0, 1))
+            u, v = z.number()[:2]
+            assert z.slots[0] is not None
+            assert z.slots[1] is not None
+            parts.append(((u[0], v[0]), (z.slots[0], z.slots[1])))
+        scaled = [[a[..., None] * copies for a, copies in zip(*part, strict=True)] for part in parts]
+        u, v = (functools.reduce(jnp.add, terms) for terms in zip(*scaled, strict=True))
         return u, v
 
     def _terms(self, z: HistoryState) -> tuple[Callable[[Any], tuple[Array, Array]], Any]:
@@ -339,16 +344,19 @@ class Whole(History):
 
     def mean(self, z: HistoryState, position: int, producer: int, done: Array | None = None) -> Array:
         """Average the copies of each element of a producer."""
-        u, v = (jax.vmap(self.living, -1, -1)(after(done, copies)) for copies in self._edges(z))
+        del done  # the means of all producers are parts of one sum
+        u, v = (jax.vmap(self.living, -1, -1)(copies) for copies in self._edges(z))
         return self.means(position, self.dots.contract(((u + v) / 2, (u - v) / 2))[position])[producer]
 
     def folded(self, z: HistoryState) -> Array:
         """Nothing is."""
+        del z
         return jnp.zeros((), self.node.dtype)
 
-    def settle(self, z: HistoryState) -> HistoryState:
-        """Make all that is new part of the copies."""
-        return self._at_rest(self._edges(z))
+    def settle(self, z: HistoryState, done: Array | None = None) -> HistoryState:
+        """Make what is new part of the copies."""
+        del done
+        return self._times_one(self._edges(z))
 
 
 def _norms(
@@ -382,7 +390,7 @@ def _slid(stacked: Array, new: Sequence[Array]) -> Array:
 
 
 def _folded(stacked: Array, new: Sequence[Array]) -> Array:
-    """The same; what is dropped is added to the first that stays."""
+    """The same, but what is dropped is added to the first that stays."""
     spare = max(len(new) - len(stacked) + 1, 0)
     first = sum([*stacked[: len(new) + 1], *new[:spare]][1:], stacked[0])
     return jnp.concatenate([first[None], stacked[len(new) + 1 :], *(a[None] for a in new[spare:])])

@@ -25,9 +25,9 @@ from pjax_core.trace import LossFn, Params, Program, trace_with_arrays
 Representation = Literal["auto", "edges", "consensus", "history"]
 
 WIDE = 32
-"""Copies of every element from which on "auto" holds a node by its history."""
+"""Copies of every element from which on "auto" holds a node by past consensus values."""
 LONGEST = 8
-"""Consensus values per step of the window up to which it does; a method that remembers more has edges."""
+"""Consensus values per step of the window up to which it does; a method that remembers more holds all copies."""
 
 
 class Result(NamedTuple):
@@ -171,8 +171,8 @@ class _Reflecting(ProjectionMethod):
             weight, keeps one more.
 
     ``representation="history"`` holds every bilinear node by its history; ``"auto"`` those that keep at
-    least 32 copies of every element, and the edges of the rest, such as an output layer of 10 classes. A method that
-    forgets slowly (relaxed DR far from 1/2, and reflections never) has edges only with ``"auto"``.
+    least 32 copies of every element, and all copies of the rest, such as an output layer of 10 classes. A method that
+    forgets slowly (relaxed DR far from 1/2, and reflections never) has all copies with ``"auto"``.
     """
 
     window: int = 1
@@ -195,7 +195,7 @@ class _Reflecting(ProjectionMethod):
         return problem.distance(a, b)
 
     def hold(self, graph: Graph, number: int) -> Callable[..., AnyHolder]:
-        """History for wide bilinear nodes whose producers project at the same time, edges for the rest."""
+        """History for bilinear nodes whose producers project at the same time, of all copies if narrow; else edges."""
         node = graph.nodes[number]
         together = any(set(node.producers()).issubset(numbers) for numbers in self.cycle(graph))
         if self.representation == "edges" or node.primitive not in rules.bilinear_rules or not together:

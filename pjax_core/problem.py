@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from pjax_core.copies import Consensus, Edges, Values, after, at_least_one
+from pjax_core.copies import Consensus, Edges, Values, at_least_one
 from pjax_core.counting import count_edges
 from pjax_core.graph import Graph
 from pjax_core.history import History, Whole
@@ -119,15 +119,14 @@ class Problem:
         """Make a state ready for the next step."""
         if self.report:
             self.report.folded.extend(h.folded(z[n]) for n, h in self.holders.items() if isinstance(h, History))
-        whole = [n for n, h in self.holders.items() if isinstance(h, Whole)]
-        settled = {n: self.holders[n].settle(z[n]) for n in whole}
-        done = settled[whole[0]].slots[0] if whole else None
-        for n, holder in self.holders.items():
-            if n not in settled:
-                settled[n] = holder.settle(z[n])
-                if isinstance(holder, Edges):
-                    settled[n] = tuple(after(done, a) for a in settled[n])
-        return {n: settled[n] for n in self.holders}
+        # Copies held whole first: what is left waits, as they are made of values that are made of its old copies.
+        settled: State = {}
+        done: Array | None = None
+        for n in sorted(self.holders, key=lambda n: not isinstance(self.holders[n], Whole)):
+            settled[n] = self.holders[n].settle(z[n], done)
+            if isinstance(self.holders[n], Whole):
+                done = settled[n].slots[0]
+        return settled
 
     def consensus_values(self, z: State) -> dict[int, Array]:
         """Consensus of every node but the losses."""

@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -47,11 +47,14 @@ class Bilinear:
             length 1 in the output axes that only the other operand has (its free axes). A sum of rows,
             where a product with a matrix of ones would cost as much as ``f``. Linear in ``a``.
         product: ``product(x, w, **params)``: ``f`` in another form whose transposes compile to less; or ``None``.
+        contract: ``contract(copies, position, shapes, **params)``: the transpose of ``expand`` for one operand, from
+            the shapes of both, in a form that compiles to less than JAX's; or ``None``.
     """
 
     expand: Callable[..., tuple[Array, Array]]
     ones: Callable[..., Array]
     product: Callable[..., Array] | None = None
+    contract: Callable[..., Array] | None = None
 
 
 projection_rules: dict[Primitive, Rule] = {}
@@ -255,19 +258,27 @@ def _arrange(a: Array, position: int, other_rank: int, dimension_numbers: Any) -
 
 def _expand_dot_general(x: Array, w: Array, *, dimension_numbers: Any, **_: Any) -> tuple[Array, Array]:
     arranged = _arrange(x, 0, w.ndim, dimension_numbers), _arrange(w, 1, x.ndim, dimension_numbers)
-    shape = jnp.broadcast_shapes(*(a.shape for a in arranged))
-    x, w = (_repeat(a, shape) for a in arranged)
+    x, w = jnp.broadcast_arrays(*arranged)
     return x, w
 
 
-def _repeat(a: Array, shape: tuple[int, ...]) -> Array:
-    """Broadcast; its transpose sums the copies and makes no array of all of them."""
-    axes = tuple(axis for axis, size in enumerate(shape) if a.shape[axis] < size)
+def _contract_dot_general(
+    copies: Array, position: int, shapes: Sequence[tuple[int, ...]], *, dimension_numbers: Any, **_: Any
+) -> Array:
+    """Sum the copies, in parts that are added first: XLA's compiler for processors makes all that it sums."""
+    operand = jax.ShapeDtypeStruct(shapes[position], copies.dtype)
 
-    def transpose(_: None, copies: Array) -> Array:
-        return jnp.expand_dims(projections.total(copies, axes), axes)
+    def arrange(a: Array) -> Array:
+        return _arrange(a, position, len(shapes[1 - position]), dimension_numbers)
 
-    return jax.custom_derivatives.linear_call(lambda _, a: jnp.broadcast_to(a, shape), transpose, None, a)
+    once = jax.eval_shape(arrange, operand).shape
+    repeated = [axis for axis, size in enumerate(once) if size < copies.shape[axis]]
+    for axis in repeated:
+        size = copies.shape[axis]
+        if size > 32:  # fewer are summed as they are made
+            first, *others = jnp.split(copies, max(parts for parts in range(1, 5) if size % parts == 0), axis)
+            copies = sum(others, first)
+    return jax.linear_transpose(arrange, operand)(jnp.sum(copies, repeated, keepdims=True))[0]
 
 
 def _ones_dot_general(
@@ -294,7 +305,10 @@ def _flat_dot_general(x: Array, w: Array, *, dimension_numbers: Any, **params: A
     return lax.dot_general(x, w, (((x_axis,), (w_axis,)), ((), ())), **params).reshape(*x_shape, *w_shape)
 
 
-defbilinear(jax_primitives.dot_general_p, Bilinear(_expand_dot_general, _ones_dot_general, _flat_dot_general))
+defbilinear(
+    jax_primitives.dot_general_p,
+    Bilinear(_expand_dot_general, _ones_dot_general, _flat_dot_general, _contract_dot_general),
+)
 
 
 defelementwise(jax_primitives.mul_p, Bilinear(lambda x, w, **_: (x[..., None], w[..., None]), lambda a, *_, **__: a))

@@ -175,11 +175,18 @@ DEFECTS = (
         ("test_architectures.py::test_every_representation_equals_edges[DR-MLP]",),
     ),
     Defect(
-        "folded into the newest slot",
+        "what falls out of the window is lost",
         "pjax_core/history.py",
-        ".at[0].add(jnp.sum(a[:drop], 0))",
-        ".at[-1].add(jnp.sum(a[:drop], 0))",
+        "sum([*stacked[: len(new) + 1], *new[:spare]][1:], stacked[0])",
+        "sum([*new[:spare]], stacked[min(len(new), len(stacked) - 1)])",
         ("test_history.py::test_what_falls_out_of_the_window_goes_to_the_next_oldest_slot",),
+    ),
+    Defect(
+        "copies held whole mistake one operand for the other",
+        "pjax_core/history.py",
+        "self.dots.contract(((u + v) / 2, (u - v) / 2))",
+        "self.dots.contract(((u - v) / 2, (u + v) / 2))",
+        ("test_history.py::test_copies_held_whole_are_edges",),
     ),
     Defect(
         "consumers averaged without their numbers of copies",

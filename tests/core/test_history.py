@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 import pjax
 from pjax import nn, optim
-from pjax_core.copies import Edges
-from pjax_core.history import History
+from pjax_core.history import History, Whole
 from pjax_core.problem import Problem
 from pjax_core.trace import trace_with_arrays
 from tests.core.networks import CNN, RNN, FlaxMLP, blobs, images, initial, network, problem, relative_error, sentences
@@ -24,6 +24,11 @@ def _problem(loss_fn, start, method):
     graph, program, captured, constants, indices = trace_with_arrays(loss_fn, start)
     values = graph.values(program.values(captured, jax.tree.leaves(start)), constants, indices)
     return Problem(graph, values, indices, method)
+
+
+def _windows(holders):
+    """Of the nodes that are held by past consensus values."""
+    return [h.window for h in holders.values() if type(h) is History]
 
 
 @pytest.mark.matrix
@@ -57,7 +62,7 @@ def test_the_default_serves_every_method_for_a_whole_update(make, slots):
     """With one slot the difference map grew by a factor in each step: parameters of 1e13 after 50."""
     loss_fn, start = network((40, 64, 5), batch=64)
     holders = _problem(loss_fn, start, make()).holders
-    assert [h.window for h in holders.values() if isinstance(h, History)] == ([slots] if slots else [])
+    assert _windows(holders) == ([slots] if slots else [])
     edges, windowed = (make(50, representation=r).update(loss_fn, start).params for r in ("edges", "auto"))
     assert relative_error(windowed, edges, start) < 0.01
 
@@ -75,9 +80,42 @@ def test_convolutions_are_held_by_history_and_stay_within_its_bound(channels):
 
     solved = _problem(loss_fn, start, DR())
     kinds = [(solved.graph.nodes[n].name, type(h)) for n, h in solved.holders.items() if h.bilinear]
-    assert kinds == [("conv_general_dilated", History)] * 2 + [("dot_general", Edges)]
+    assert kinds == [("conv_general_dilated", History)] * 2 + [("dot_general", Whole)]
     edges, windowed = (DR(20, representation=r).update(loss_fn, start).params for r in ("edges", "auto"))
     assert relative_error(windowed, edges, start) < 1e-3
+
+
+@pytest.mark.matrix
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("operators", PRESETS.values(), ids=PRESETS)
+@pytest.mark.parametrize(
+    "make",
+    [
+        DR,
+        functools.partial(DR, relaxation=1.0),
+        functools.partial(optim.DifferenceMap, beta=0.8),
+        optim.CyclicDouglasRachford,
+    ],
+    ids=["DR", "reflections", "difference map", "cyclic DR"],
+)
+@pytest.mark.parametrize("shape", ["dense", "skip", "convolution", "more than 32 samples"])
+def test_copies_held_whole_are_edges(shape, make, operators):
+    if shape == "convolution":
+        x, y = images((5, 5, 2), 5)
+        x, y, start = x[:4], y[:4], {"w": 0.1 * jax.random.normal(jax.random.key(1), (4, 4, 2, 5))}
+
+        def loss_fn(p):
+            out = lax.conv_general_dilated(x, p["w"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            return nn.cross_entropy(jax.nn.relu(out).mean((1, 2)), y)
+
+    else:
+        sizes, batch = ((12, 5), 50) if "32" in shape else ((12, 9, 9, 5), 7)
+        loss_fn, start = network(sizes, skip=shape == "skip", batch=batch)
+    holders = _problem(loss_fn, start, make()).holders
+    assert Whole in map(type, holders.values())
+    assert not _windows(holders)
+    edges, whole = (make(10, operators, representation=r).update(loss_fn, start).params for r in ("edges", "auto"))
+    assert relative_error(whole, edges, start) < 1e-9
 
 
 @pytest.mark.usefixtures("x64")
@@ -105,7 +143,7 @@ def test_no_window_is_longer_than_what_an_update_and_its_diagnostics_write():
         (functools.partial(optim.DifferenceMap, beta=0.8), 11),
     ):
         holders = _problem(*network((40, 64, 5), batch=64), make(4, representation="history", window=6)).holders
-        assert {h.window for h in holders.values() if isinstance(h, History)} == {slots, slots + 1}  # near the loss
+        assert {*_windows(holders)} == {slots, slots + 1}  # near the loss
 
 
 def test_folding_never_makes_an_impossible_state():
@@ -124,7 +162,7 @@ def test_folding_never_makes_an_impossible_state():
 @pytest.mark.usefixtures("x64")
 def test_near_a_loss_histories_keep_one_slot_more():
     holders = _problem(*network((40, 64, 64, 64, 40), batch=64), DR(window=3)).holders
-    assert [h.window for h in holders.values() if isinstance(h, History)] == [3, 3, 3, 4]
+    assert _windows(holders) == [3, 3, 3, 4]
 
     def loss_fn(w):  # the second loss is two constraints away, on the other side of the bipartition
         hidden = jnp.ones((64, 40)) @ w["w"]
@@ -132,7 +170,7 @@ def test_near_a_loss_histories_keep_one_slot_more():
         return nn.cross_entropy(jax.nn.relu(hidden) @ w["v"], label), nn.margin_loss(0.5 * hidden, label)
 
     holders = _problem(loss_fn, {"w": jnp.ones((40, 64)), "v": jnp.ones((64, 5))}, DR(window=3)).holders
-    assert [h.window for h in holders.values() if isinstance(h, History)] == [4]
+    assert _windows(holders) == [4]
 
 
 @pytest.mark.usefixtures("x64")
