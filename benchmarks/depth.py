@@ -27,6 +27,7 @@ from pjax import optim
 
 INPUTS, WIDTH = 784, 16
 UPDATES = 10  # of a program, each of STEPS
+DEEP, SHALLOW = 64, 4  # whose times are compared
 
 
 def network(layers: int) -> Network:
@@ -79,9 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{n:8}" + "".join(f"{1e3 * times[n].step_ms:10.1f}" for times in found.values()))
     if len(options.layers) > 1:
         print(f"{'slope':>8}" + "".join(f"{slope(times):10.2f}" for times in found.values()))
-    if {4, 64} <= {*options.layers}:
-        ratios = (times[64].step_ms / times[4].step_ms for times in found.values())
-        print(f"{'64 / 4':>8}" + "".join(f"{ratio:10.2f}" for ratio in ratios))
+    if {DEEP, SHALLOW} <= {*options.layers}:
+        ratios = (times[DEEP].step_ms / times[SHALLOW].step_ms for times in found.values())
+        print(f"{f'{DEEP} / {SHALLOW}':>8}" + "".join(f"{ratio:10.2f}" for ratio in ratios))
     if options.json:
         rows = {name: {n: dataclasses.asdict(m) for n, m in times.items()} for name, times in found.items()}
         write(options.json, "depth", width=WIDTH, results=rows)

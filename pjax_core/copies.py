@@ -3,14 +3,14 @@
 ====================  ===============================  ==============================================
 class                 holds                            exact for
 ====================  ===============================  ==============================================
-:class:`Edges`        every copy                       every method; the oracle of the other two
+:class:`Edges`        every copy                       every method; the oracle of the others
 :class:`Consensus`    the values that the node reads,  alternating and cyclic projections, where all
                       or the means that it left        copies agree whenever the node projects
 ``History``           the last consensus values, with  methods that combine projections linearly
                       one coefficient pair per output  (Douglas-Rachford); a window makes it cheap;
                                                        see :mod:`pjax_core.history`
-``Whole``             every copy, times one such pair  the same, where few copies are made of an
-                                                       element
+``Whole``             every copy, times one such pair  the same, up to rounding; cheaper where an
+                                                       element has few copies
 ====================  ===============================  ==============================================
 
 All have the verbs ``start`` (the copies of the forward pass), ``write`` (producers make their copies equal),

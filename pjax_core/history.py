@@ -87,8 +87,9 @@ class HistoryState:
     """Copies as combinations of consensus values: of the past (slots, oldest first) and of the step so far.
 
     Attributes:
-        slots: the consensus values x and w, ``(slots, *operand)``; ``None`` for an operand that is constant.
-        coefficients: the slots' numbers, ``(slots, *output)`` each, but for ``scale``.
+        slots: the consensus values x and w, ``(slots, *operand)``; ``None`` for an operand that is constant. Of
+            copies held whole u and v, ``(*output, terms)``.
+        coefficients: the slots' numbers, ``(slots, *output)`` each or broadcast to it, but for ``scale``.
         scale: a factor of all coefficients; 0 after all copies were written, whatever the coefficients were.
         gram: inner products of the slots, ``(slots, slots, *output)``; ``None`` where they are computed when needed.
         new: numbers of what was written since the step began.
@@ -112,15 +113,70 @@ class HistoryState:
         return dataclasses.replace(self, coefficients=fun(self.coefficients, root[None]), new=numbers, origin=None)
 
 
+class Combined(Holder):
+    """A bilinear node's copies, the same combination of several arrays of copies for all of an output's.
+
+    A projection multiplies the copies by a number and a consensus replaces them, so every linear method stays within
+    such combinations.
+    """
+
+    def write(self, z: HistoryState, values: Values) -> HistoryState:
+        """Give every copy the value of its producer; all producers write at once."""
+        one = jnp.ones(self.node.shape, self.node.dtype)
+        new = {Written(self.spread(values)): Number(one, one)}
+        return dataclasses.replace(z, scale=0.0, new=new, origin=None)
+
+    def terms(self, z: HistoryState) -> tuple[Callable[[Any], tuple[Array, Array]], Any]:
+        """Squared norms of u and v, as :func:`projections.dot_root` takes them."""
+        raise NotImplementedError
+
+    def project(self, z: HistoryState, target: Array | None, weight: ArrayLike) -> Projected:
+        """Project: multiply by one number per output (Theorem 7)."""
+        assert target is not None
+        root = projections.dot_root(*self.terms(z), target, weight, self.operators)
+        reflected = z.mapped(Number.reflected, root)
+        origin = z, reflected, reflected.mapped(Number.way, root)
+        x = dataclasses.replace(z.mapped(Number.projected, root), origin=origin)
+        return target - root / weight, x, root
+
+    def combine(self, terms: Sequence[tuple[float, HistoryState]]) -> HistoryState:
+        """Sum of scalars times copies.
+
+        A projection and what was projected are the reflection less one and two ways: nothing has to hold all of them.
+        """
+        made_of: dict[HistoryState, list[tuple[float, HistoryState]]] = {}
+        for _, x in terms:
+            if x.origin and any(x.origin[0] is z for _, z in terms):
+                before, reflected, way = x.origin
+                made_of |= {x: [(1, reflected), (-1, way)], before: [(1, reflected), (-2, way)]}
+        shares: dict[HistoryState, float] = {}
+        for scalar, z in terms:
+            for factor, part in made_of.get(z, [(1, z)]):
+                shares[part] = shares.get(part, 0) + scalar * factor
+
+        def total(numbers: Iterable[tuple[float, Number]]) -> Number:
+            scaled = [[scalar * factor for factor in (n.u, n.v, *n.pair())] for scalar, n in numbers]
+            u, v, a, d = (functools.reduce(jnp.add, factors) for factors in zip(*scaled, strict=True))
+            return Number(u, v, (a, d))
+
+        moved = [(scalar, z) for z, scalar in shares.items() if scalar]
+        written = dict.fromkeys(term for _, z in moved for term in z.new)
+        new = {term: total((scalar, z.new[term]) for scalar, z in moved if term in z.new) for term in written}
+        past = [(scalar * z.scale, z.coefficients) for scalar, z in moved if z.scale]
+        # A lone state's are not multiplied: they would be made and held for the roots that have not converged.
+        scale, coefficients = (
+            (1.0, total(past)) if len(past) > 1 else past[0] if past else (0.0, terms[0][1].coefficients)
+        )
+        return dataclasses.replace(terms[0][1], coefficients=coefficients, scale=scale, new=new, origin=None)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class History(Holder):
+class History(Combined):
     """A bilinear node's copies as combinations of past consensus values: O(window (nodes + parameters)).
 
-    A projection multiplies the copies by a number and a consensus replaces them, so every linear method
-    stays within such combinations. Exact while the window holds the whole past; otherwise the oldest
-    coefficient is added to the next-oldest slot, an error of |coefficient| times the change of the consensus
-    between the two. Either way the state is some set of copies, and its norms are those copies' own: folding
-    makes an error, never an impossible state.
+    Exact while the window holds the whole past; otherwise the oldest coefficient is added to the next-oldest slot,
+    an error of |coefficient| times the change of the consensus between the two. Either way the state is some set of
+    copies, and its norms are those copies' own: folding makes an error, never an impossible state.
 
     Attributes:
         window: number of slots.
@@ -152,12 +208,6 @@ class History(Holder):
     def _moves(self, position: int) -> bool:
         """Whether an operand is not constant."""
         return bool(self.counts[position])
-
-    def write(self, z: HistoryState, values: Values) -> HistoryState:
-        """Give every copy the value of its producer; all producers write at once."""
-        one = jnp.ones(self.node.shape, self.node.dtype)
-        new = {Written(self.spread(values)): Number(one, one)}
-        return dataclasses.replace(z, scale=0.0, new=new, origin=None)
 
     def _over_terms(
         self, fun: Callable[[Any, Operands, Any], tuple[Any, Any]], carry: Any, z: HistoryState, slots: Any, new: Any
@@ -220,50 +270,11 @@ class History(Holder):
             total += dots.pull(after(done, d), self.spread({}))[position]
         return self.means(position, total)[producer]
 
-    def _terms(self, z: HistoryState) -> tuple[Callable[[Any], tuple[Array, Array]], Any]:
+    def terms(self, z: HistoryState) -> tuple[Callable[[Any], tuple[Array, Array]], Any]:
         """Squared norms of u and v, as :func:`projections.dot_root` takes them."""
         norms = functools.partial(_norms, z.scale)
         terms = z.coefficients, list(z.new.values()), self._gram(z), self._rows(z)
         return (tuple, norms(terms)) if self.window > 1 else (norms, terms)  # sums over more slots are worth holding
-
-    def project(self, z: HistoryState, target: Array | None, weight: ArrayLike) -> Projected:
-        """Project: multiply by one number per output (Theorem 7)."""
-        assert target is not None
-        root = projections.dot_root(*self._terms(z), target, weight, self.operators)
-        reflected = z.mapped(Number.reflected, root)
-        origin = z, reflected, reflected.mapped(Number.way, root)
-        x = dataclasses.replace(z.mapped(Number.projected, root), origin=origin)
-        return target - root / weight, x, root
-
-    def combine(self, terms: Sequence[tuple[float, HistoryState]]) -> HistoryState:
-        """Sum of scalars times copies.
-
-        A projection and what was projected are the reflection less one and two ways: nothing has to hold all of them.
-        """
-        made_of: dict[HistoryState, list[tuple[float, HistoryState]]] = {}
-        for _, x in terms:
-            if x.origin and any(x.origin[0] is z for _, z in terms):
-                before, reflected, way = x.origin
-                made_of |= {x: [(1, reflected), (-1, way)], before: [(1, reflected), (-2, way)]}
-        shares: dict[HistoryState, float] = {}
-        for scalar, z in terms:
-            for factor, part in made_of.get(z, [(1, z)]):
-                shares[part] = shares.get(part, 0) + scalar * factor
-
-        def total(numbers: Iterable[tuple[float, Number]]) -> Number:
-            scaled = [[scalar * factor for factor in (n.u, n.v, *n.pair())] for scalar, n in numbers]
-            u, v, a, d = (functools.reduce(jnp.add, factors) for factors in zip(*scaled, strict=True))
-            return Number(u, v, (a, d))
-
-        moved = [(scalar, z) for z, scalar in shares.items() if scalar]
-        written = dict.fromkeys(term for _, z in moved for term in z.new)
-        new = {term: total((scalar, z.new[term]) for scalar, z in moved if term in z.new) for term in written}
-        past = [(scalar * z.scale, z.coefficients) for scalar, z in moved if z.scale]
-        # A lone state's are not multiplied: they would be made and held for the roots that have not converged.
-        scale, coefficients = (
-            (1.0, total(past)) if len(past) > 1 else past[0] if past else (0.0, terms[0][1].coefficients)
-        )
-        return dataclasses.replace(terms[0][1], coefficients=coefficients, scale=scale, new=new, origin=None)
 
     def coefficients(self, z: HistoryState) -> list[Array]:
         """Factors of u and of v in every slot and new term, oldest first."""
@@ -275,7 +286,7 @@ class History(Holder):
 
     def settle(self, z: HistoryState, done: Array | None = None) -> HistoryState:
         """Make slots of what is new, folding what the window cannot hold."""
-        del done
+        del done  # it waits for its own consensus
         if not z.new:
             return dataclasses.replace(z, coefficients=Number(*z.number()[:2]), scale=1.0, origin=None)
         drop = len(z.new)
@@ -300,63 +311,6 @@ class History(Holder):
 
         rows = [jax.tree.map(lambda a, *new: _longer(a, new), old, *others) for old, others in rows]
         return HistoryState(slots, Number(u, v), jax.tree.map(larger, z.gram, *rows))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Whole(History):
-    """A history whose one slot are the copies themselves, every u and v: exact, O(edges).
-
-    A step acts on numbers per output. The edges are read for norms and means, and written once, when the step is
-    settled, each where it lies: as x and w, both made of both, they would be held twice for that.
-    """
-
-    window: int = 1
-    gram: bool = False
-
-    def start(self) -> HistoryState:
-        """State of a network at rest."""
-        return self._times_one(self._both(self.spread({})))
-
-    def _times_one(self, slots: Operands) -> HistoryState:
-        """These copies; their number takes no array of the outputs' size."""
-        one = jnp.ones((1,) * (1 + len(self.node.shape)), self.node.dtype)
-        return HistoryState(slots, Number(one, one), None)
-
-    def _both(self, operands: Operands) -> Operands:
-        x, w = self.dots.expand(*operands)
-        return x + w, x - w
-
-    def _edges(self, z: HistoryState) -> Operands:
-        """Every u and v."""
-        parts = [(number[:2], self._both(term.operands)) for term, number in z.new.items()]
-        if z.scale:
-            u, v = z.number()[:2]
-            assert z.slots[0] is not None
-            assert z.slots[1] is not None
-            parts.append(((u[0], v[0]), (z.slots[0], z.slots[1])))
-        scaled = [[a[..., None] * copies for a, copies in zip(*part, strict=True)] for part in parts]
-        u, v = (functools.reduce(jnp.add, terms) for terms in zip(*scaled, strict=True))
-        return u, v
-
-    def _terms(self, z: HistoryState) -> tuple[Callable[[Any], tuple[Array, Array]], Any]:
-        u, v = self._edges(z)
-        return tuple, projections.sums([u * u, v * v], (-1,))
-
-    def mean(self, z: HistoryState, position: int, producer: int, done: Array | None = None) -> Array:
-        """Average the copies of each element of a producer."""
-        del done  # the means of all producers are parts of one sum
-        u, v = (jax.vmap(self.living, -1, -1)(copies) for copies in self._edges(z))
-        return self.means(position, self.dots.contract(((u + v) / 2, (u - v) / 2))[position])[producer]
-
-    def folded(self, z: HistoryState) -> Array:
-        """Nothing is."""
-        del z
-        return jnp.zeros((), self.node.dtype)
-
-    def settle(self, z: HistoryState, done: Array | None = None) -> HistoryState:
-        """Make what is new part of the copies."""
-        del done
-        return self._times_one(self._edges(z))
 
 
 def _norms(

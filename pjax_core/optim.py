@@ -16,11 +16,12 @@ from pjax_core.bilinear import Dots
 from pjax_core.copies import Consensus, Edges
 from pjax_core.diagnostics import Diagnostics, diagnose
 from pjax_core.graph import Graph
-from pjax_core.history import History, Whole
+from pjax_core.history import History
 from pjax_core.operators import EXACT, Operators, require_bool, require_count, require_number, require_operators
 from pjax_core.problem import AnyHolder, Problem, State
 from pjax_core.stacking import stack
 from pjax_core.trace import LossFn, Params, Program, trace_with_arrays
+from pjax_core.whole import Whole
 
 Representation = Literal["auto", "edges", "consensus", "history"]
 

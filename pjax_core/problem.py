@@ -11,14 +11,15 @@ from jax.core import Tracer
 from pjax_core.copies import Consensus, Edges, Values, at_least_one
 from pjax_core.counting import count_edges
 from pjax_core.graph import Graph
-from pjax_core.history import History, Whole
+from pjax_core.history import History
 from pjax_core.jaxprs import at_once
+from pjax_core.whole import Whole
 
 if TYPE_CHECKING:
     from pjax_core.optim import ProjectionMethod
 
 State = dict[int, Any]  # node number of a constraint or loss -> its copies
-AnyHolder = Edges | Consensus | History
+AnyHolder = Edges | Consensus | History | Whole
 
 
 class Report(NamedTuple):
@@ -119,7 +120,7 @@ class Problem:
         """Make a state ready for the next step."""
         if self.report:
             self.report.folded.extend(h.folded(z[n]) for n, h in self.holders.items() if isinstance(h, History))
-        # Copies held whole first: what is left waits, as they are made of values that are made of its old copies.
+        # Copies held whole first, and edges after them: whole ones are made of values made of the edges' old copies.
         settled: State = {}
         done: Array | None = None
         for n in sorted(self.holders, key=lambda n: not isinstance(self.holders[n], Whole)):

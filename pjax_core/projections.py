@@ -103,16 +103,6 @@ def sums(arrays: Sequence[Array], axes: Sequence[int]) -> list[Array]:
     return lax.reduce(lax.reduce(pieces, zeros, add, [last + 1]), zeros, add, [*rest, last])
 
 
-def total(a: Array, axes: Sequence[int]) -> Array:
-    """Sum an array that need not be made: as :func:`sums` of parts of it."""
-    longest = max(axes, key=lambda axis: a.shape[axis], default=None)
-    if longest is None or a.shape[longest] <= 32:  # which XLA leaves in one pass
-        return jnp.sum(a, axes)
-    parts = max(d for d in range(1, 3) if a.shape[longest] % d == 0)
-    first, *others = sums(jnp.split(a, parts, longest), axes)
-    return sum(others, first)
-
-
 def project_max(x: Array, target: Array, weight: ArrayLike = 1, *, axes: tuple[int, ...]) -> Point:
     """Project onto the graph of ``max(x, axes)`` (Theorem 8), without a sort.
 
@@ -142,14 +132,29 @@ def project_max(x: Array, target: Array, weight: ArrayLike = 1, *, axes: tuple[i
         # Rounding must not let the output fall; above the maximum nothing is left to do.
         return jnp.where(target < top, y + jnp.maximum(step, 0), y), count, before
 
-    size = math.prod(x.shape[axis] for axis in reduced)
-    unknown = jnp.full(top.shape, size + 1, jnp.int32)  # more than any count: two steps at least
+    unknown = jnp.full(top.shape, math.prod(x.shape[axis] for axis in reduced) + 1, jnp.int32)  # two steps at least
     y = lax.while_loop(unfinished, ascend, (start, unknown, unknown + 1))[0]
-    position = jnp.arange(size).reshape([n if i in reduced else 1 for i, n in enumerate(x.shape)])
-    first = jnp.min(jnp.where(x == jnp.expand_dims(top, axes), position, size), axes, keepdims=True)
     wide = jnp.expand_dims(y, axes)
-    raised = (position == first) & jnp.expand_dims(target > top, axes)
+    raised = _first(x == jnp.expand_dims(top, axes), axes) & jnp.expand_dims(target > top, axes)
     return jnp.where(raised, wide, jnp.minimum(x, wide)), y
+
+
+def _first(chosen: Array, axes: Sequence[int]) -> Array:
+    """Whether an entry is the first along axes that is chosen.
+
+    Along the last and then along the others: the compiler for processors would reduce all at once with long strides.
+    """
+    *rest, last = sorted(axis % chosen.ndim for axis in axes)
+
+    def position(kept: Sequence[int]) -> Array:
+        return jnp.arange(math.prod(chosen.shape[axis] for axis in kept)).reshape(
+            [size if axis in kept else 1 for axis, size in enumerate(chosen.shape)]
+        )
+
+    inner, outer = position([last]), position(rest)
+    first = jnp.min(jnp.where(chosen, inner, inner.size), last, keepdims=True)
+    block = jnp.min(jnp.where(first < inner.size, outer, outer.size), rest, keepdims=True)
+    return (inner == first) & (outer == block)
 
 
 def project_maximum(x: Array, w: Array, target: Array, weight: ArrayLike = 1) -> tuple[Array, Array, Array]:

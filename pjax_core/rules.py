@@ -272,11 +272,13 @@ def _contract_dot_general(
         return _arrange(a, position, len(shapes[1 - position]), dimension_numbers)
 
     once = jax.eval_shape(arrange, operand).shape
-    repeated = [axis for axis, size in enumerate(once) if size < copies.shape[axis]]
+    repeated = [axis for axis, size in enumerate(once) if size != copies.shape[axis]]
     for axis in repeated:
-        size = copies.shape[axis]
-        if size > 32:  # fewer are summed as they are made
-            first, *others = jnp.split(copies, max(parts for parts in range(1, 5) if size % parts == 0), axis)
+        before, size, after = copies.shape[:axis], copies.shape[axis], copies.shape[axis + 1 :]
+        parts = max(parts for parts in range(1, 5) if size % parts == 0)
+        if size > 32:  # fewer are summed as they are made; neighbours, which are on one device
+            pieces = copies.reshape(*before, size // parts, parts, *after)
+            first, *others = (lax.index_in_dim(pieces, i, axis + 1, False) for i in range(parts))
             copies = sum(others, first)
     return jax.linear_transpose(arrange, operand)(jnp.sum(copies, repeated, keepdims=True))[0]
 

@@ -142,8 +142,8 @@ DEFECTS = (
     Defect(
         "maximum raises all equal entries",
         "pjax_core/projections.py",
-        "raised = (position == first) &",
-        "raised = (x == jnp.expand_dims(top, axes)) &",
+        "return (inner == first) & (outer == block)",
+        "return chosen",
         ("test_projections.py::test_max_moves_one_of_equal_entries_up_and_all_of_them_down",),
     ),
     Defect(
@@ -183,10 +183,31 @@ DEFECTS = (
     ),
     Defect(
         "copies held whole mistake one operand for the other",
-        "pjax_core/history.py",
+        "pjax_core/whole.py",
         "self.dots.contract(((u + v) / 2, (u - v) / 2))",
         "self.dots.contract(((u - v) / 2, (u + v) / 2))",
         ("test_history.py::test_copies_held_whole_are_edges",),
+    ),
+    Defect(
+        "copies held whole count where nobody reads the output",
+        "pjax_core/whole.py",
+        "(jax.vmap(self.living, -1, -1)(copies) for copies in self._edges(z))",
+        "self._edges(z)",
+        ("test_methods.py::test_outputs_that_nobody_reads_change_nothing",),
+    ),
+    Defect(
+        "sums of many copies leave a part out",
+        "pjax_core/rules.py",
+        "copies = sum(others, first)",
+        "copies = sum(others, others[0])",
+        ("test_bilinear.py::test_sums_over_edges[many]",),
+    ),
+    Defect(
+        "what slides out of a window stays",
+        "pjax_core/history.py",
+        "stacked[len(new) :], *(a[None] for a in new[-len(stacked) :])",
+        "stacked[: -len(new)], *(a[None] for a in new[-len(stacked) :])",
+        ("test_history.py::test_what_falls_out_of_the_window_goes_to_the_next_oldest_slot",),
     ),
     Defect(
         "consumers averaged without their numbers of copies",

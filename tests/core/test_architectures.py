@@ -200,6 +200,14 @@ for name in ("MLP", "CNN", "RNN"):
         assert all(len(a.sharding.device_set) == 8 for a in jax.tree.leaves(on_eight))
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), on_eight, on_one)
         print(name, type(method).__name__)
+
+x, y = (jax.device_put(a, NamedSharding(mesh, P("batch"))) for a in (jnp.ones((512, 20)), jnp.zeros(512, int)))
+weights = jax.device_put({"v": jnp.ones((20, 64)), "w": jnp.ones((64, 10))}, NamedSharding(mesh, P()))
+for name in ("auto", "edges"):
+    method = optim.DouglasRachford(5, representation=name)
+    update = jax.jit(lambda p, x, y: method.update(lambda p: nn.cross_entropy(jax.nn.relu(x @ p["v"]) @ p["w"], y), p))
+    text = update.lower(weights, x, y).compile().as_text()
+    assert "all-reduce" in text and "collective-permute" not in text, "copies go from device to device"
 """
 
 

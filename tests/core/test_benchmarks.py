@@ -43,13 +43,21 @@ def test_memory(tmp_path, capsys):
     assert results["mlp_1x6, batch 4"]["edges"] == 4 * 4 * (2 * 8 * 6 + 2 * 6 + 2 * 6 * 10 + 2 * 10) / 1e6
 
 
-@pytest.mark.parametrize(("name", "dr"), [("mnist cnn_4x16_skip", 5), ("shakespeare rnn_4x128", 7.6)])
-def test_memory_is_a_small_multiple_of_gradient_descents(name, dr):
+@pytest.mark.parametrize(
+    ("name", "batch", "dr"),
+    [
+        ("mnist mlp_4x128_skip", 256, 5),
+        ("higgs mlp_1x256", 256, 5),
+        ("mnist cnn_4x16_skip", 32, 5),
+        ("shakespeare rnn_4x128", 32, 7.6),
+    ],
+)
+def test_memory_is_a_small_multiple_of_gradient_descents(name, batch, dr):
     """Nodes of a set do not hold their temporaries all at once; a property of the compiled programs, never timed.
 
     The bounds of DR are 3 + 2 x window, and for the RNN, whose output has a window of 2, what it takes beyond that.
     """
-    found = memory.memory(NETWORKS[name], 32)
+    found = memory.memory(NETWORKS[name], batch)
     assert found["AP"] < 3 * found["SGD"]
     assert found["DR"] < dr * found["SGD"]
 
@@ -158,16 +166,21 @@ def test_compile(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.splitlines()[-1].startswith("tiny ")
 
 
-def test_depth(tmp_path, capsys):
-    depth.main(["--layers", "1", "3", "--json", str(tmp_path / "depth.json")])
+def test_depth(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(depth, "DEEP", 3)
+    monkeypatch.setattr(depth, "SHALLOW", 1)
+    depth.main(["--layers", "1", "3", "--rounds", "1", "--json", str(tmp_path / "depth.json")])
     results = json.loads((tmp_path / "depth.json").read_text())["results"]
-    table = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    *lines, last = capsys.readouterr().out.splitlines()[1:]
+    table = [line.split() for line in lines]
     assert table[0] == ["layers", "SGD", "CP", "AP"]
     assert [row[0] for row in table[1:]] == ["1", "3", "slope"]
     for column, (name, times) in enumerate(results.items(), 1):
         assert table[0][column] == name
         one, three = (1e3 * times[layers]["step_ms"] for layers in ("1", "3"))
         assert [float(row[column]) for row in table[1:]] == pytest.approx([one, three, (three - one) / 2], abs=0.051)
+        assert last.startswith("   3 / 1")
+        assert float(last.split()[2 + column]) == pytest.approx(three / one, abs=0.0051)
 
 
 def test_products_are_those_of_a_step():

@@ -24,6 +24,8 @@ def _conv(x, w, **options):
 
 DOTS = {
     "matrix": (lambda x, w: x @ w, (4, 5), (5, 3)),
+    "many": (lambda x, w: x @ w, (36, 5), (5, 3)),
+    "many, a prime": (lambda x, w: jnp.einsum("bti,io->bto", x, w), (2, 37, 5), (5, 3)),
     "batch": (lambda x, w: jnp.einsum("bij,bjk->bik", x, w), (2, 4, 5), (2, 5, 3)),
     "shared": (lambda x, w: jnp.einsum("bti,io->bto", x, w), (2, 4, 5), (5, 3)),
     "two contracted": (lambda x, w: jnp.einsum("bij,oij->bo", x, w), (4, 2, 3), (5, 2, 3)),
@@ -165,7 +167,10 @@ def test_sums_over_edges(name):
     norm = jnp.broadcast_to(sum(dots.norms((x, w), (x, w))), node.shape)
     np.testing.assert_allclose((ex**2 + ew**2).sum(-1), norm, rtol=1e-12)
     a, d = jax.random.normal(jax.random.key(7), (2, *node.shape))
-    both = dots.contract((a[..., None] * ex + d[..., None] * ew, a[..., None] * ew + d[..., None] * ex))
+    copies = a[..., None] * ex + d[..., None] * ew, a[..., None] * ew + d[..., None] * ex
+    both = dots.contract(copies)
+    for ours, transposed in zip(both, jax.linear_transpose(dots.expand, x, w)(copies), strict=True):
+        np.testing.assert_allclose(ours, transposed, rtol=1e-10)
     counts = dots.contract((jnp.ones_like(ex), jnp.ones_like(ew)))
     sums, totals = dots.sums(a, d, (x, w)), dots.total(jnp.ones(node.shape))
     for position in (0, 1):

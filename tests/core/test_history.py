@@ -10,9 +10,10 @@ from jax import lax
 
 import pjax
 from pjax import nn, optim
-from pjax_core.history import History, Whole
+from pjax_core.history import History
 from pjax_core.problem import Problem
 from pjax_core.trace import trace_with_arrays
+from pjax_core.whole import Whole
 from tests.core.networks import CNN, RNN, FlaxMLP, blobs, images, initial, network, problem, relative_error, sentences
 
 DR = optim.DouglasRachford
@@ -70,7 +71,7 @@ def test_the_default_serves_every_method_for_a_whole_update(make, slots):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("channels", [1, 3])
 def test_convolutions_are_held_by_history_and_stay_within_its_bound(channels):
-    """However few products a window sums; the output layer, of which an element has 5 copies, holds edges."""
+    """However few products a window sums; the output layer, of which an element has 5 copies, holds all."""
     model = CNN(channels, 16, 5)
     x, y = images((8, 8, channels), 5)
     start = initial(model, x.dtype)
@@ -124,8 +125,9 @@ def test_what_falls_out_of_the_window_goes_to_the_next_oldest_slot():
     graph = problem.graph
     (number, history), *_ = [(n, h) for n, h in problem.holders.items() if isinstance(h, History)]
     before = z = problem.start()
-    for _ in range(3):
+    for _ in range(6):
         before, z = z, DR(window=2).step(problem, z)
+    assert float(jnp.abs(jnp.diff(before[number].slots[1], axis=0)).max()) > 1e-6
     x = problem.project(graph.sides[0], before)
     y = problem.project(graph.sides[1], problem.combine((2, x), (-1, before)))
     moved, settled = problem.combine((1, before), (1, y), (-1, x))[number], z[number]
