@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = environment()
     print(
         f"Microseconds per step, width {WIDTH}, one sample, {device['device']} ({device['platform']}, "
-        f"{device['cores']} cores)"
+        f"{device['cores']} core{'s' * (device['cores'] != 1)})"
     )
     each = {f"{name} {n}": case for n in options.layers for name, case in cases(n).items()}
     samples = {n: network(n).arguments(1) for n in options.layers}
