@@ -101,7 +101,8 @@ def load_depth(folder: Path) -> list[DepthTimes]:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             device, cores = raw["environment"]["device"], raw["environment"]["cores"]
-            name = f"{device}, {cores} core{'s' * (cores != 1)}" if raw["environment"]["platform"] == "cpu" else str(device)
+            number = f"{cores} core{'s' * (cores != 1)}"
+            name = f"{device}, {number}" if raw["environment"]["platform"] == "cpu" else str(device)
             times = {
                 method.lower(): {
                     int(layers): (1e3 * m["step_ms"], 1e3 * m["spread_ms"][0], 1e3 * m["spread_ms"][1])
