@@ -172,11 +172,13 @@ def test_the_slope_is_microseconds_per_layer() -> None:
 
 def test_a_file_of_the_benchmark_is_read(tmp_path: Path) -> None:
     committed = Path(__file__).parents[2] / "results" / "benchmarks"
-    (read,) = load_depth(committed)
-    assert list(read.times) == ["sgd", "cp", "ap"]
-    assert list(read.times["ap"]) == [1, 2, 4, 8, 16, 32, 64]
-    low, high = read.times["ap"][1][1:]
-    assert low <= read.times["ap"][1][0] <= high
+    several = load_depth(committed)
+    assert [read.device for read in several] == ["cpu, 1 core", "cpu, 2 cores"]
+    for read in several:
+        assert list(read.times) == ["sgd", "cp", "ap"]
+        assert list(read.times["ap"]) == [1, 2, 4, 8, 16, 32, 64]
+        low, high = read.times["ap"][1][1:]
+        assert low <= read.times["ap"][1][0] <= high
     assert load_depth(tmp_path / "absent") == []
 
 
