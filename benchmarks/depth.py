@@ -71,9 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"Microseconds per step, width {WIDTH}, one sample, {device['device']} ({device['platform']}, "
         f"{device['cores']} core{'s' * (device['cores'] != 1)})"
     )
-    each = {f"{name} {n}": case for n in options.layers for name, case in cases(n).items()}
-    samples = {n: network(n).arguments(1) for n in options.layers}
-    measured = measure(each, {key: samples[int(key.split()[1])] for key in each}, options.rounds)
+    each, samples = dict[str, tuple[Program, int]](), dict[str, tuple[Any, ...]]()
+    for n in options.layers:
+        sample = network(n).arguments(1)
+        for name, case in cases(n).items():
+            each[f"{name} {n}"], samples[f"{name} {n}"] = case, sample
+    measured = measure(each, samples, options.rounds)
     found = {name: {n: measured[f"{name} {n}"] for n in options.layers} for name in ("SGD", "CP", "AP")}
     print(f"{'layers':>8}" + "".join(f"{name:>10}" for name in found))
     for n in options.layers:
