@@ -4,7 +4,7 @@ An output's copies ``(x', w')`` are held as their sum and difference, ``u = x' +
 everything that happens to them acts on each of the two by itself: a projection (Eq. 31) multiplies u by
 ``1 / (1 - lambda)`` and v by ``1 / (1 + lambda)``, a consensus (X, W) adds ``X + W`` and ``X - W``. A *number* below
 is the pair of factors of u and v, one of each per output. Slots are stacked along a leading axis and worked through
-by a scan, so that a program's size does not depend on the window.
+by a scan; inner products are a triangle, whose rows alone make a program larger with the window.
 """
 
 import dataclasses
@@ -91,14 +91,15 @@ class HistoryState:
             copies held whole u and v, ``(*output, terms)``.
         coefficients: the slots' numbers, ``(slots, *output)`` each or broadcast to it, but for ``scale``.
         scale: a factor of all coefficients; 0 after all copies were written, whatever the coefficients were.
-        gram: inner products of the slots, ``(slots, slots, *output)``; ``None`` where they are computed when needed.
+        gram: for each slot the inner products with the slots up to it, ``(1 to slots, *output)``; ``None`` where they
+            are computed when needed.
         new: numbers of what was written since the step began.
         origin: what this is the projection of, its reflection and half of the way there, as nothing else was done.
     """
 
     slots: tuple[Array | None, ...]
     coefficients: Number
-    gram: Inner | None
+    gram: list[Inner] | None
     scale: float = dataclasses.field(default=1.0, metadata={"static": True})
     new: dict[Written, Number] = dataclasses.field(default_factory=dict)
     origin: "tuple[HistoryState, HistoryState, HistoryState] | None" = None
@@ -195,12 +196,12 @@ class History(Combined):
         one = jnp.broadcast_to(jnp.asarray(newest, self.node.dtype), (self.window, *self.node.shape))
         return HistoryState(slots, Number(one, one), self._alike(operands) if self.gram else None)
 
-    def _alike(self, operands: Operands) -> Inner:
+    def _alike(self, operands: Operands) -> list[Inner]:
         """Inner products of slots that all hold these."""
         own = self._inner(operands, operands, self.dots.product(*operands))
-        return jax.tree.map(lambda a: jnp.broadcast_to(a, (self.window, self.window, *a.shape)), own)
+        return [jax.tree.map(lambda a, n=n: jnp.broadcast_to(a, (n, *a.shape)), own) for n in range(1, self.window + 1)]
 
-    def _gram(self, z: HistoryState) -> Inner:
+    def _gram(self, z: HistoryState) -> list[Inner]:
         """Inner products of the slots; where they are not held there is one slot."""
         slot = (always if own is None else own[0] for own, always in zip(z.slots, self.spread({}), strict=True))
         return z.gram or self._alike(tuple(slot))
@@ -239,15 +240,18 @@ class History(Combined):
         x, w = dots.norms(new, old)
         return Inner(x, w, cross)
 
-    def _rows(self, z: HistoryState) -> list[tuple[Inner, list[Inner]]]:
-        """Inner products of everything new with the slots, stacked, and with everything new."""
+    def _rows(self, z: HistoryState) -> list[Inner]:
+        """Inner products of everything new with the slots and what is new up to it, as in the Gram matrix."""
         new = [term.operands for term in z.new]
-        products = _diagonal(self._gram(z).cross) / 2, [self.dots.product(*pair) for pair in new]
+        products = jnp.stack([row.cross[-1] for row in self._gram(z)]) / 2, [self.dots.product(*pair) for pair in new]
 
-        def row(pair: Operands) -> tuple[Inner, list[Inner]]:
-            return self._over_terms(lambda _, old, f: (None, self._inner(pair, old, f)), None, z, *products)[1:]
+        def row(j: int) -> Inner:
+            _, old, others = self._over_terms(
+                lambda _, other, f: (None, self._inner(new[j], other, f)), None, z, *products
+            )
+            return jax.tree.map(lambda a, *new: _longer(a, new), old, *others[: j + 1])
 
-        return [row(pair) for pair in new]
+        return [*map(row, range(len(new)))]
 
     def mean(self, z: HistoryState, position: int, producer: int, done: Array | None = None) -> Array:
         """Average the copies of each element of a producer."""
@@ -273,7 +277,7 @@ class History(Combined):
     def terms(self, z: HistoryState) -> tuple[Callable[[Any], tuple[Array, Array]], Any]:
         """Squared norms of u and v, as :func:`projections.dot_root` takes them."""
         norms = functools.partial(_norms, z.scale)
-        terms = z.coefficients, list(z.new.values()), self._gram(z), self._rows(z)
+        terms = z.coefficients, list(z.new.values()), [*self._gram(z), *self._rows(z)]
         return (tuple, norms(terms)) if self.window > 1 else (norms, terms)  # sums over more slots are worth holding
 
     def coefficients(self, z: HistoryState) -> list[Array]:
@@ -299,35 +303,25 @@ class History(Combined):
         u, v = (after(last, _folded(past, new)) for past, *new in zip(*(n[:2] for n in numbers), strict=True))
         if z.gram is None:
             return HistoryState(slots, Number(u, v), None)
-        rows = jax.tree.map(functools.partial(after, last), self._rows(z))
-        if drop >= self.window:  # no inner product of the old slots is left
-            newest = [others[-self.window :] for _, others in rows[-self.window :]]
-            return HistoryState(slots, Number(u, v), _stacked([_stacked(row) for row in newest]))
-
-        def larger(gram: Array, *rows: Array) -> Array:
-            added = jnp.stack(rows)
-            gram = jnp.concatenate([gram, jnp.swapaxes(added[:, : self.window], 0, 1)], 1)
-            return jnp.concatenate([gram, added])[drop:, drop:]
-
-        rows = [jax.tree.map(lambda a, *new: _longer(a, new), old, *others) for old, others in rows]
-        return HistoryState(slots, Number(u, v), jax.tree.map(larger, z.gram, *rows))
+        # With a number made of the roots, which read what else is in these rows: it would be held beside them.
+        rows = jax.tree.map(functools.partial(after, numbers[-1].v), self._rows(z))
+        gram = [jax.tree.map(lambda a: a[drop:], row) for row in (*z.gram[drop:], *rows)]
+        return HistoryState(slots, Number(u, v), gram[-self.window :])
 
 
-def _norms(
-    scale: float, terms: tuple[Number, list[Number], Inner, list[tuple[Inner, list[Inner]]]]
-) -> tuple[Array, Array]:
+def _norms(scale: float, terms: tuple[Number, list[Number], list[Inner]]) -> tuple[Array, Array]:
     """Squared norms of u and v, at least their own rounding, from all numbers and inner products."""
-    coefficients, numbers, gram, rows = terms
+    coefficients, numbers, rows = terms
     past = coefficients.times(scale)
 
     def norm(i: int) -> Array:
-        a, new, inner = past[:2][i], [number[:2][i] for number in numbers], gram.both()[i]
-        total = jnp.sum(a[:, None] * a[None] * inner, (0, 1))
-        floor = jnp.sum(a * a * _diagonal(inner), 0)
-        for j, (old, others) in enumerate(rows):
-            total += 2 * new[j] * jnp.sum(a * old.both()[i], 0)
-            total += new[j] * sum(b * other.both()[i] for b, other in zip(new, others, strict=True))
-            floor += new[j] * new[j] * others[j].both()[i]
+        a = _longer(past[:2][i], [number[:2][i] for number in numbers])
+        total = floor = jnp.zeros(a.shape[1:], a.dtype)
+        for j, row in enumerate(rows):
+            inner = row.both()[i]
+            own = a[j] * a[j] * inner[j]
+            floor += own
+            total += own + 2 * a[j] * jnp.sum(a[:j] * inner[:j], 0)
         return jnp.maximum(total, float(jnp.finfo(total.dtype).eps) * floor)
 
     return norm(0), norm(1)
@@ -348,11 +342,3 @@ def _folded(stacked: Array, new: Sequence[Array]) -> Array:
     spare = max(len(new) - len(stacked) + 1, 0)
     first = sum([*stacked[: len(new) + 1], *new[:spare]][1:], stacked[0])
     return jnp.concatenate([first[None], stacked[len(new) + 1 :], *(a[None] for a in new[spare:])])
-
-
-def _stacked(inners: Sequence[Inner]) -> Inner:
-    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *inners)
-
-
-def _diagonal(gram: Array) -> Array:
-    return gram.reshape(-1, *gram.shape[2:])[:: len(gram) + 1]
