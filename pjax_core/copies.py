@@ -33,6 +33,7 @@ from pjax_core import projections, rules
 from pjax_core.bilinear import Dots, Operands, projection_factor
 from pjax_core.counting import living
 from pjax_core.graph import Node
+from pjax_core.jaxprs import at_once
 from pjax_core.operators import Operators
 
 Values = Mapping[int, Array]  # of nodes, by number
@@ -170,6 +171,7 @@ class Edges(Holder):
 
 
 Means = dict[tuple[int, int], Array]  # by operand position and producer
+_SELECTIONS = {lax.slice_p, lax.squeeze_p, lax.reshape_p, lax.transpose_p}  # copies that repeat no element
 
 
 class Consensus(Holder):
@@ -177,20 +179,49 @@ class Consensus(Holder):
 
     Exact for methods that project every node once a cycle: between two projections of a node each of its
     producers reads the mean of its copies once and makes them equal. Constants restore theirs and are not kept.
+    Of a producer of which an operand is a *part*, at most half of its elements and each once, those alone are kept.
     """
+
+    @functools.cached_property
+    def _parts(self) -> set[int]:
+        """Positions of the operands that are parts of their one producer."""
+        parts: set[int] = set()
+        for i, operand in enumerate(self.node.operands):
+            selected = {copy.primitive for copy in operand.copies} <= _SELECTIONS
+            if selected and self.counts[i] and 2 * math.prod(operand.shape) <= self.values[operand.producers[0]].size:
+                parts.add(i)
+        return parts
+
+    def _held(self, position: int, value: Array) -> Array:
+        """What is kept of a producer's value."""
+        operand = self.node.operands[position]
+        return operand.spread({operand.producers[0]: value}, self.indices) if position in self._parts else value
 
     def start(self) -> Means:
         """Means of a network at rest: the values themselves."""
-        return {(i, p): self.values[p] for i, producers in enumerate(self.counts) for p in producers}
+        return {(i, p): self._held(i, self.values[p]) for i, producers in enumerate(self.counts) for p in producers}
 
     def write(self, z: Means, values: Values) -> Means:
         """Note the values of the producers that projected: they are the means now."""
-        return {(i, p): values.get(p, before) for (i, p), before in z.items()}
+        return {(i, p): self._held(i, values[p]) if p in values else before for (i, p), before in z.items()}
 
     def mean(self, z: Means, position: int, producer: int, done: Array | None = None) -> Array:
         """Average the copies of each element of a producer."""
         del done
-        return z[position, producer]
+        held = z[position, producer]
+        if position not in self._parts:
+            return held
+        return self.node.operands[position].gather(held, self.values, self.indices)[producer]
+
+    def _averaged(self, position: int, sums: Array) -> dict[int, Array]:
+        """Average an operand's living copies, from their sums, as the means are kept."""
+        if position not in self._parts:
+            return self.means(position, sums)
+        ((producer, count),) = self.counts[position].items()
+        if not isinstance(count, int):
+            with at_once(count):
+                count = self._held(position, jnp.broadcast_to(count, self.values[producer].shape))
+        return {producer: sums / at_least_one(count)}
 
     def _few(self, z: Means) -> tuple[int, int] | None:
         """Whose means are few beside the outputs (an eighth): the weights' of a convolution or a recurrence."""
@@ -212,7 +243,9 @@ class Consensus(Holder):
 
     def project(self, z: Means, target: Array | None, weight: ArrayLike) -> Projected:
         """Project; the copies that come out are kept as means."""
-        operands = self.spread({p: value for (_, p), value in z.items()})
+        whole = self.spread({p: value for (i, p), value in z.items() if i not in self._parts})
+        parts = {i: value for (i, _), value in z.items() if i in self._parts}
+        operands = tuple(parts.get(i, operand) for i, operand in enumerate(whole))
         if self.bilinear:
             assert target is not None
             terms = [self.dots.product(*operands), *self.dots.norms(operands, operands)]
@@ -225,4 +258,4 @@ class Consensus(Holder):
         else:
             output, projected, root = self.apply(operands, target, weight)
             sums = tuple(map(self.living, projected))
-        return output, {(i, p): mean for i, s in enumerate(sums) for p, mean in self.means(i, s).items()}, root
+        return output, {(i, p): mean for i, s in enumerate(sums) for p, mean in self._averaged(i, s).items()}, root

@@ -175,6 +175,27 @@ DEFECTS = (
         ("test_architectures.py::test_every_representation_equals_edges[DR-MLP]",),
     ),
     Defect(
+        "an inner product of two slots counted once",
+        "pjax_core/history.py",
+        "total += own + 2 * a[j] * jnp.sum(",
+        "total += own + a[j] * jnp.sum(",
+        ("test_architectures.py::test_every_representation_equals_edges[DR-MLP]",),
+    ),
+    Defect(
+        "a row of inner products that begins a slot too early",
+        "pjax_core/history.py",
+        "jax.tree.map(lambda a: a[drop:], row)",
+        "jax.tree.map(lambda a: a[drop - 1 : -1], row)",
+        ("test_architectures.py::test_every_representation_equals_edges[DR-MLP]",),
+    ),
+    Defect(
+        "copies of a part summed where they are averaged",
+        "pjax_core/copies.py",
+        "return {producer: sums / at_least_one(count)}",
+        "return {producer: sums}",
+        ("test_copies.py::test_of_a_producer_an_operand_that_is_a_small_part_keeps_that_part[4]",),
+    ),
+    Defect(
         "what falls out of the window is lost",
         "pjax_core/history.py",
         "sum([*stacked[: len(new) + 1], *new[:spare]][1:], stacked[0])",
@@ -219,8 +240,8 @@ DEFECTS = (
     Defect(
         "means that a producer has read are not replaced by its value",
         "pjax_core/copies.py",
-        "values.get(p, before)",
-        "before",
+        "values[p]) if p in values else before",
+        "values[p]) if False else before",
         ("test_architectures.py::test_every_representation_equals_edges[AP-MLP]",),
     ),
     Defect(

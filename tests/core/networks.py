@@ -9,6 +9,8 @@ import numpy as np
 from jax import lax
 
 from pjax import nn
+from pjax_core.problem import Problem
+from pjax_core.trace import trace_with_arrays
 
 
 class MLP(nn.Module):
@@ -69,6 +71,13 @@ def problem(name: str):
     """Loss function and parameters of a test architecture."""
     sizes, skip = ARCHITECTURES[name]
     return network(sizes, skip=skip)
+
+
+def feasibility(loss_fn, start, method) -> Problem:
+    """What a method solves, outside its compiled program."""
+    graph, program, captured, constants, indices = trace_with_arrays(loss_fn, start)
+    values = graph.values(program.values(captured, jax.tree.leaves(start)), constants, indices)
+    return Problem(graph, values, indices, method)
 
 
 def relative_error(params, reference, start) -> float:

@@ -11,20 +11,24 @@ from jax import lax
 import pjax
 from pjax import nn, optim
 from pjax_core.history import History
-from pjax_core.problem import Problem
-from pjax_core.trace import trace_with_arrays
 from pjax_core.whole import Whole
-from tests.core.networks import CNN, RNN, FlaxMLP, blobs, images, initial, network, problem, relative_error, sentences
+from tests.core.networks import (
+    CNN,
+    RNN,
+    FlaxMLP,
+    blobs,
+    feasibility,
+    images,
+    initial,
+    network,
+    problem,
+    relative_error,
+    sentences,
+)
 
 DR = optim.DouglasRachford
 RTOL = 1e-5
 PRESETS = {"published": pjax.PUBLISHED, "exact": pjax.EXACT}
-
-
-def _problem(loss_fn, start, method):
-    graph, program, captured, constants, indices = trace_with_arrays(loss_fn, start)
-    values = graph.values(program.values(captured, jax.tree.leaves(start)), constants, indices)
-    return Problem(graph, values, indices, method)
 
 
 def _windows(holders):
@@ -41,7 +45,7 @@ def test_short_windows_stay_within_their_bound(sizes, skip, operators, window, b
     """Where "auto" uses history, 20 steps err by less than 0.1 % of the way that the parameters moved."""
     loss_fn, start = network(sizes, skip=skip, batch=64)
     assert DR().window == 1
-    holders = _problem(loss_fn, start, DR(operators=operators)).holders
+    holders = feasibility(loss_fn, start, DR(operators=operators)).holders
     assert list(map(type, holders.values())).count(History) == len(sizes) - 2
     edges, windowed = (DR(20, operators, r, window=window).update(loss_fn, start).params for r in ("edges", "auto"))
     assert relative_error(windowed, edges, start) < bound
@@ -62,7 +66,7 @@ def test_short_windows_stay_within_their_bound(sizes, skip, operators, window, b
 def test_the_default_serves_every_method_for_a_whole_update(make, slots):
     """With one slot the difference map grew by a factor in each step: parameters of 1e13 after 50."""
     loss_fn, start = network((40, 64, 5), batch=64)
-    holders = _problem(loss_fn, start, make()).holders
+    holders = feasibility(loss_fn, start, make()).holders
     assert _windows(holders) == ([slots] if slots else [])
     edges, windowed = (make(50, representation=r).update(loss_fn, start).params for r in ("edges", "auto"))
     assert relative_error(windowed, edges, start) < 0.01
@@ -79,7 +83,7 @@ def test_convolutions_are_held_by_history_and_stay_within_its_bound(channels):
     def loss_fn(p):
         return nn.cross_entropy(model.apply(p, x), y)
 
-    solved = _problem(loss_fn, start, DR())
+    solved = feasibility(loss_fn, start, DR())
     kinds = [(solved.graph.nodes[n].name, type(h)) for n, h in solved.holders.items() if h.bilinear]
     assert kinds == [("conv_general_dilated", History)] * 2 + [("dot_general", Whole)]
     edges, windowed = (DR(20, representation=r).update(loss_fn, start).params for r in ("edges", "auto"))
@@ -112,7 +116,7 @@ def test_copies_held_whole_are_edges(shape, make, operators):
     else:
         sizes, batch = ((12, 5), 50) if "32" in shape else ((12, 9, 9, 5), 7)
         loss_fn, start = network(sizes, skip=shape == "skip", batch=batch)
-    holders = _problem(loss_fn, start, make()).holders
+    holders = feasibility(loss_fn, start, make()).holders
     assert Whole in map(type, holders.values())
     assert not _windows(holders)
     edges, whole = (make(10, operators, representation=r).update(loss_fn, start).params for r in ("edges", "auto"))
@@ -121,7 +125,7 @@ def test_copies_held_whole_are_edges(shape, make, operators):
 
 @pytest.mark.usefixtures("x64")
 def test_what_falls_out_of_the_window_goes_to_the_next_oldest_slot():
-    problem = _problem(*network((12, 64, 5), batch=64), DR(window=2, representation="history"))
+    problem = feasibility(*network((12, 64, 5), batch=64), DR(window=2, representation="history"))
     graph = problem.graph
     (number, history), *_ = [(n, h) for n, h in problem.holders.items() if isinstance(h, History)]
     before = z = problem.start()
@@ -144,7 +148,7 @@ def test_no_window_is_longer_than_what_an_update_and_its_diagnostics_write():
         (functools.partial(DR, relaxation=0.3), 6),
         (functools.partial(optim.DifferenceMap, beta=0.8), 11),
     ):
-        holders = _problem(*network((40, 64, 5), batch=64), make(4, representation="history", window=6)).holders
+        holders = feasibility(*network((40, 64, 5), batch=64), make(4, representation="history", window=6)).holders
         assert {*_windows(holders)} == {slots, slots + 1}  # near the loss
 
 
@@ -163,7 +167,7 @@ def test_folding_never_makes_an_impossible_state():
 
 @pytest.mark.usefixtures("x64")
 def test_near_a_loss_histories_keep_one_slot_more():
-    holders = _problem(*network((40, 64, 64, 64, 40), batch=64), DR(window=3)).holders
+    holders = feasibility(*network((40, 64, 64, 64, 40), batch=64), DR(window=3)).holders
     assert _windows(holders) == [3, 3, 3, 4]
 
     def loss_fn(w):  # the second loss is two constraints away, on the other side of the bipartition
@@ -171,7 +175,7 @@ def test_near_a_loss_histories_keep_one_slot_more():
         label = jnp.zeros(64, int)
         return nn.cross_entropy(jax.nn.relu(hidden) @ w["v"], label), nn.margin_loss(0.5 * hidden, label)
 
-    holders = _problem(loss_fn, {"w": jnp.ones((40, 64)), "v": jnp.ones((64, 5))}, DR(window=3)).holders
+    holders = feasibility(loss_fn, {"w": jnp.ones((40, 64)), "v": jnp.ones((64, 5))}, DR(window=3)).holders
     assert _windows(holders) == [4]
 
 
