@@ -4,7 +4,7 @@ An output's copies ``(x', w')`` are held as their sum and difference, ``u = x' +
 everything that happens to them acts on each of the two by itself: a projection (Eq. 31) multiplies u by
 ``1 / (1 - lambda)`` and v by ``1 / (1 + lambda)``, a consensus (X, W) adds ``X + W`` and ``X - W``. A *number* below
 is the pair of factors of u and v, one of each per output. Slots are stacked along a leading axis and worked through
-by a scan; inner products are a triangle, whose rows alone make a program larger with the window.
+by a scan, so that a program's size does not depend on the window.
 """
 
 import dataclasses
@@ -21,6 +21,9 @@ from jax.typing import ArrayLike
 from pjax_core import projections
 from pjax_core.bilinear import Operands
 from pjax_core.copies import Holder, Projected, Values, after
+
+FEW = 4
+"""Slots up to which loops over them are unrolled, and inner products are held by row: less memory, larger programs."""
 
 
 class Number(NamedTuple):
@@ -91,8 +94,8 @@ class HistoryState:
             copies held whole u and v, ``(*output, terms)``.
         coefficients: the slots' numbers, ``(slots, *output)`` each or broadcast to it, but for ``scale``.
         scale: a factor of all coefficients; 0 after all copies were written, whatever the coefficients were.
-        gram: for each slot the inner products with the slots up to it, ``(1 to slots, *output)``; ``None`` where they
-            are computed when needed.
+        gram: inner products of every slot with those up to it, ``(1 to slots, *output)`` each; of more than ``FEW``
+            slots in one array ``(slots, slots, *output)``. ``None`` where they are computed when needed.
         new: numbers of what was written since the step began.
         origin: what this is the projection of, its reflection and half of the way there, as nothing else was done.
     """
@@ -199,7 +202,8 @@ class History(Combined):
     def _alike(self, operands: Operands) -> list[Inner]:
         """Inner products of slots that all hold these."""
         own = self._inner(operands, operands, self.dots.product(*operands))
-        return [jax.tree.map(lambda a, n=n: jnp.broadcast_to(a, (n, *a.shape)), own) for n in range(1, self.window + 1)]
+        rows = [(n,) for n in range(1, self.window + 1)] if self.window <= FEW else [(self.window, self.window)]
+        return [jax.tree.map(lambda a, row=row: jnp.broadcast_to(a, (*row, *a.shape)), own) for row in rows]
 
     def _gram(self, z: HistoryState) -> list[Inner]:
         """Inner products of the slots; where they are not held there is one slot."""
@@ -223,7 +227,7 @@ class History(Combined):
             operands = (always if own is None else own for own, always in zip(slot[0], constants, strict=True))
             return fun(carry, tuple(operands), slot[1])
 
-        carry, stacked = jax.lax.scan(step, carry, (z.slots, slots), unroll=min(self.window, 4))
+        carry, stacked = jax.lax.scan(step, carry, (z.slots, slots), unroll=min(self.window, FEW))
         ys = []
         for term, a in zip(z.new, new, strict=True):
             carry, y = fun(carry, term.operands, a)
@@ -243,7 +247,9 @@ class History(Combined):
     def _rows(self, z: HistoryState) -> list[Inner]:
         """Inner products of everything new with the slots and what is new up to it, as in the Gram matrix."""
         new = [term.operands for term in z.new]
-        products = jnp.stack([row.cross[-1] for row in self._gram(z)]) / 2, [self.dots.product(*pair) for pair in new]
+        gram = [row.cross for row in self._gram(z)]
+        own = jnp.stack([row[-1] for row in gram]) if self.window <= FEW else _diagonal(gram[0])
+        products = own / 2, [self.dots.product(*pair) for pair in new]
 
         def row(j: int) -> Inner:
             _, old, others = self._over_terms(
@@ -277,7 +283,7 @@ class History(Combined):
     def terms(self, z: HistoryState) -> tuple[Callable[[Any], tuple[Array, Array]], Any]:
         """Squared norms of u and v, as :func:`projections.dot_root` takes them."""
         norms = functools.partial(_norms, z.scale)
-        terms = z.coefficients, list(z.new.values()), [*self._gram(z), *self._rows(z)]
+        terms = z.coefficients, list(z.new.values()), self._gram(z), self._rows(z)
         return (tuple, norms(terms)) if self.window > 1 else (norms, terms)  # sums over more slots are worth holding
 
     def coefficients(self, z: HistoryState) -> list[Array]:
@@ -305,26 +311,49 @@ class History(Combined):
             return HistoryState(slots, Number(u, v), None)
         # With a number made of the roots, which read what else is in these rows: it would be held beside them.
         rows = jax.tree.map(functools.partial(after, numbers[-1].v), self._rows(z))
+        if self.window > FEW:
+            return HistoryState(slots, Number(u, v), [jax.tree.map(_slid_both, *z.gram, *rows)])
         gram = [jax.tree.map(lambda a: a[drop:], row) for row in (*z.gram[drop:], *rows)]
         return HistoryState(slots, Number(u, v), gram[-self.window :])
 
 
-def _norms(scale: float, terms: tuple[Number, list[Number], list[Inner]]) -> tuple[Array, Array]:
+def _norms(scale: float, terms: tuple[Number, list[Number], list[Inner], list[Inner]]) -> tuple[Array, Array]:
     """Squared norms of u and v, at least their own rounding, from all numbers and inner products."""
-    coefficients, numbers, rows = terms
+    coefficients, numbers, gram, rows = terms
     past = coefficients.times(scale)
 
     def norm(i: int) -> Array:
         a = _longer(past[:2][i], [number[:2][i] for number in numbers])
         total = floor = jnp.zeros(a.shape[1:], a.dtype)
-        for j, row in enumerate(rows):
-            inner = row.both()[i]
+        held = [row.both()[i] for row in (*gram, *rows)]
+        if len(held) < len(a):
+            square, *held = held
+            old, diagonal = a[: len(square)], _diagonal(square)
+            floor = jnp.sum(old * old * diagonal, 0)
+            # Twice what is below the diagonal, and nothing above it.
+            times = 2 * np.tri(len(old), dtype=a.dtype).reshape(len(old), -1, *(1 for _ in total.shape))
+            total = jnp.sum(times * old[:, None] * old[None] * square, (0, 1)) - floor
+        for j, inner in enumerate(held, len(a) - len(held)):
             own = a[j] * a[j] * inner[j]
             floor += own
             total += own + 2 * a[j] * jnp.sum(a[:j] * inner[:j], 0)
         return jnp.maximum(total, float(jnp.finfo(total.dtype).eps) * floor)
 
     return norm(0), norm(1)
+
+
+def _diagonal(square: Array) -> Array:
+    return square.reshape(-1, *square.shape[2:])[:: len(square) + 1]
+
+
+def _slid_both(square: Array, *rows: Array) -> Array:
+    """Append rows below and drop as many slots at the beginning of both axes; above the diagonal there may be zeros."""
+    drop, size = len(rows), len(square)
+    below = [row[drop:] for row in rows[-size:]]
+    columns = [(0, size - len(row)) for row in below]
+    others = [(0, 0)] * (square.ndim - 2)
+    old = jnp.pad(square[drop:, drop:], [(0, 0), (0, min(drop, size)), *others])
+    return jnp.concatenate([old, *(jnp.pad(row, [c, *others])[None] for row, c in zip(below, columns, strict=True))])
 
 
 def _longer(stacked: Array, new: Sequence[Array]) -> Array:

@@ -124,6 +124,19 @@ def test_copies_held_whole_are_edges(shape, make, operators):
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("make", [DR, optim.CyclicDouglasRachford])
+@pytest.mark.parametrize("steps", [2, 3, 4])
+def test_a_window_of_all_that_is_written_is_exact(steps, make):
+    """Of few slots inner products are held by row, of more in a square."""
+    loss_fn, start = network((12, 64, 5), batch=64)
+    window = (2 if make is optim.CyclicDouglasRachford else 1) * steps + 1
+    history = make(steps, representation="history", window=window).update(loss_fn, start).params
+    edges = make(steps, representation="edges").update(loss_fn, start).params
+    assert relative_error(history, edges, start) < RTOL
+
+
+@pytest.mark.usefixtures("x64")
 def test_what_falls_out_of_the_window_goes_to_the_next_oldest_slot():
     problem = feasibility(*network((12, 64, 5), batch=64), DR(window=2, representation="history"))
     graph = problem.graph
