@@ -6,7 +6,7 @@
 Layers of one shape are stacked by the engine where a method projects them at the same time (AP), so that a deep
 network takes about as many operations as a shallow one; gradients and cyclic projections go through one layer
 after the other. As in training, a program takes several updates. All depths take turns, so that a disturbance hits all
-of them. XLA divides the largest operations among the threads of a processor: on one core there is one. The slope is
+of them. XLA divides the largest operations among the threads of a processor: on one core it does not. The slope is
 that of a line through the times, in microseconds per layer.
 """
 

@@ -27,13 +27,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.extend.core import primitives
 from jax.typing import ArrayLike
 
 from pjax_core import projections, rules
 from pjax_core.bilinear import Dots, Operands, projection_factor
 from pjax_core.counting import living
 from pjax_core.graph import Node
-from pjax_core.jaxprs import at_once
 from pjax_core.operators import Operators
 
 Values = Mapping[int, Array]  # of nodes, by number
@@ -171,7 +171,8 @@ class Edges(Holder):
 
 
 Means = dict[tuple[int, int], Array]  # by operand position and producer
-_SELECTIONS = {lax.slice_p, lax.squeeze_p, lax.reshape_p, lax.transpose_p}  # copies that repeat no element
+# What makes a part of an array, no element of it twice.
+_SELECTIONS = {primitives.slice_p, primitives.squeeze_p, primitives.reshape_p, primitives.transpose_p}
 
 
 class Consensus(Holder):
@@ -219,8 +220,7 @@ class Consensus(Holder):
             return self.means(position, sums)
         ((producer, count),) = self.counts[position].items()
         if not isinstance(count, int):
-            with at_once(count):
-                count = self._held(position, jnp.broadcast_to(count, self.values[producer].shape))
+            count = self._held(position, jnp.broadcast_to(count, self.values[producer].shape))
         return {producer: sums / at_least_one(count)}
 
     def _few(self, z: Means) -> tuple[int, int] | None:
@@ -243,9 +243,11 @@ class Consensus(Holder):
 
     def project(self, z: Means, target: Array | None, weight: ArrayLike) -> Projected:
         """Project; the copies that come out are kept as means."""
-        whole = self.spread({p: value for (i, p), value in z.items() if i not in self._parts})
-        parts = {i: value for (i, _), value in z.items() if i in self._parts}
-        operands = tuple(parts.get(i, operand) for i, operand in enumerate(whole))
+        values = {**self.values, **{p: value for (i, p), value in z.items() if i not in self._parts}}
+        operands = tuple(
+            z[i, operand.producers[0]] if i in self._parts else operand.spread(values, self.indices)
+            for i, operand in enumerate(self.node.operands)
+        )
         if self.bilinear:
             assert target is not None
             terms = [self.dots.product(*operands), *self.dots.norms(operands, operands)]

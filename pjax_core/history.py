@@ -23,7 +23,7 @@ from pjax_core.bilinear import Operands
 from pjax_core.copies import Holder, Projected, Values, after
 
 FEW = 4
-"""Slots up to which loops over them are unrolled, and inner products are held by row: less memory, larger programs."""
+"""Slots that a loop takes at once; up to as many hold their inner products by row: less memory, larger programs."""
 
 
 class Number(NamedTuple):
@@ -95,7 +95,8 @@ class HistoryState:
         coefficients: the slots' numbers, ``(slots, *output)`` each or broadcast to it, but for ``scale``.
         scale: a factor of all coefficients; 0 after all copies were written, whatever the coefficients were.
         gram: inner products of every slot with those up to it, ``(1 to slots, *output)`` each; of more than ``FEW``
-            slots in one array ``(slots, slots, *output)``. ``None`` where they are computed when needed.
+            slots in one array ``(slots, slots, *output)``, above whose diagonal nothing counts. ``None`` where they
+            are computed when needed.
         new: numbers of what was written since the step began.
         origin: what this is the projection of, its reflection and half of the way there, as nothing else was done.
     """
@@ -255,7 +256,7 @@ class History(Combined):
             _, old, others = self._over_terms(
                 lambda _, other, f: (None, self._inner(new[j], other, f)), None, z, *products
             )
-            return jax.tree.map(lambda a, *new: _longer(a, new), old, *others[: j + 1])
+            return jax.tree.map(lambda a, *later: _longer(a, later), old, *others[: j + 1])
 
         return [*map(row, range(len(new)))]
 
@@ -310,11 +311,11 @@ class History(Combined):
         if z.gram is None:
             return HistoryState(slots, Number(u, v), None)
         # With a number made of the roots, which read what else is in these rows: it would be held beside them.
-        rows = jax.tree.map(functools.partial(after, numbers[-1].v), self._rows(z))
+        rows = jax.tree.map(functools.partial(after, numbers[0].v), self._rows(z))
         if self.window > FEW:
             return HistoryState(slots, Number(u, v), [jax.tree.map(_slid_both, *z.gram, *rows)])
         gram = [jax.tree.map(lambda a: a[drop:], row) for row in (*z.gram[drop:], *rows)]
-        return HistoryState(slots, Number(u, v), gram[-self.window :])
+        return HistoryState(slots, Number(u, v), gram)
 
 
 def _norms(scale: float, terms: tuple[Number, list[Number], list[Inner], list[Inner]]) -> tuple[Array, Array]:
@@ -331,8 +332,9 @@ def _norms(scale: float, terms: tuple[Number, list[Number], list[Inner], list[In
             old, diagonal = a[: len(square)], _diagonal(square)
             floor = jnp.sum(old * old * diagonal, 0)
             # Twice what is below the diagonal, and nothing above it.
-            times = 2 * np.tri(len(old), dtype=a.dtype).reshape(len(old), -1, *(1 for _ in total.shape))
-            total = jnp.sum(times * old[:, None] * old[None] * square, (0, 1)) - floor
+            times = np.tri(len(old), dtype=a.dtype) + np.tri(len(old), k=-1, dtype=a.dtype)
+            times = times.reshape(*times.shape, *(1 for _ in total.shape))
+            total = jnp.sum(times * old[:, None] * old[None] * square, (0, 1))
         for j, inner in enumerate(held, len(a) - len(held)):
             own = a[j] * a[j] * inner[j]
             floor += own
@@ -348,12 +350,10 @@ def _diagonal(square: Array) -> Array:
 
 def _slid_both(square: Array, *rows: Array) -> Array:
     """Append rows below and drop as many slots at the beginning of both axes; above the diagonal there may be zeros."""
-    drop, size = len(rows), len(square)
-    below = [row[drop:] for row in rows[-size:]]
-    columns = [(0, size - len(row)) for row in below]
-    others = [(0, 0)] * (square.ndim - 2)
-    old = jnp.pad(square[drop:, drop:], [(0, 0), (0, min(drop, size)), *others])
-    return jnp.concatenate([old, *(jnp.pad(row, [c, *others])[None] for row, c in zip(below, columns, strict=True))])
+    drop, others = len(rows), [(0, 0)] * (square.ndim - 2)
+    old = jnp.pad(square[drop:, drop:], [(0, 0), (0, drop), *others])
+    new = [jnp.pad(row[drop:], [(0, len(square) + drop - len(row)), *others])[None] for row in rows]
+    return jnp.concatenate([old, *new])
 
 
 def _longer(stacked: Array, new: Sequence[Array]) -> Array:

@@ -124,7 +124,6 @@ def test_copies_held_whole_are_edges(shape, make, operators):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("make", [DR, optim.CyclicDouglasRachford])
 @pytest.mark.parametrize("steps", [2, 3, 4])
 def test_a_window_of_all_that_is_written_is_exact(steps, make):
