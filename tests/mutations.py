@@ -207,7 +207,7 @@ DEFECTS = (
         "pjax_core/copies.py",
         "return {producer: sums / at_least_one(count)}",
         "return {producer: sums}",
-        ("test_copies.py::test_of_a_producer_an_operand_that_is_a_small_part_keeps_that_part",),
+        ("test_copies.py::test_parts_are_edges[AP]",),
     ),
     Defect(
         "what falls out of the window is lost",
