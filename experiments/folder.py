@@ -60,6 +60,7 @@ class RunFolder:
         # A process that was killed while it wrote leaves half a line.
         self._log = [line for text in self._earlier.get("attempts.jsonl", "").splitlines() if (line := _parsed(text))]
         self._attempt = 1 + max((line["attempt"] for line in self._log), default=0)
+        self._begun = False
 
     def checkpoints(self) -> dict[int, Snapshot]:
         """The run at the evaluations from which it can go on, by step. What is of no use is told, noted and removed.
@@ -97,6 +98,7 @@ class RunFolder:
         write_whole(self.path / "events.jsonl", "".join(lines))
         code = {name: self._environment[name] for name in ("commit", "dirty", "device")}
         jax_version = self._environment["versions"]["jax"]
+        self._begun = True
         self._note_attempt("resumed" if snapshot else "started", self._step, self._started, **code, jax=jax_version)
         # Last, so that a disk that is full leaves the failure as it was.
         with writing(self.path / "FAILED.json"):
@@ -167,6 +169,8 @@ class RunFolder:
 
     def ended(self, how: str) -> None:
         """Note how the attempt ended, if it can be written. The folder of a lost run is another process's."""
+        if not self._begun:
+            return
         with suppress(StorageError, RunBusy):
             self._owner.check()
             self._note_attempt(how, self._step)

@@ -56,15 +56,21 @@ class Interruption:
             raise Interrupted(self._signum)
 
     def handle(self, signum: int, _: FrameType | None) -> None:
-        """The signal handler. A second Ctrl-C ends at once; other signals are often sent twice."""
+        """The signal handler. A second Ctrl-C ends at once; other signals are often sent twice.
+
+        SLURM tells all processes of a job, and those that started others hand it on: what came first is being done,
+        and its last words are not to be cut.
+        """
         again = self._signum is not None
-        if not self.deferred or (again and signum == signal.SIGINT):
-            raise Interrupted(signum)
+        if again and signum != signal.SIGINT:
+            return
         if not again:
             self._signum = signum
-            # Not by print, which may be what the signal interrupted.
-            name = signal.Signals(signum).name
-            os.write(2, f"\n{name}: the run ends at its next evaluation, saved; Ctrl-C ends it at once\n".encode())
+        if again or not self.deferred:
+            raise Interrupted(signum)
+        # Not by print, which may be what the signal interrupted.
+        name = signal.Signals(signum).name
+        os.write(2, f"\n{name}: the run ends at its next evaluation, saved; Ctrl-C ends it at once\n".encode())
 
 
 @contextmanager

@@ -112,7 +112,8 @@ def execute_together(
     some are new for example, those that were saved at the same step go on as a program of their own.
     """
     outcomes: dict[int, Record | Exception] = {}
-    with ExitStack() as stack, interruptible() as interruption:
+    # Signals are heard until the locks are free again.
+    with interruptible() as interruption, ExitStack() as stack:
         folders: dict[int, RunFolder] = {}
         from experiments.data import load
 
@@ -171,13 +172,18 @@ def _train(
 
     outcomes: dict[int, Record | Exception] = {}
     begun: dict[int, RunFolder] = {}
-    for i, folder in folders.items():
-        try:
-            folder.begin(snapshots[i])
-        except (StorageError, RunBusy) as error:
-            outcomes[i] = error
-        else:
-            begun[i] = folder
+    try:
+        for i, folder in folders.items():
+            try:
+                folder.begin(snapshots[i])
+            except (StorageError, RunBusy) as error:
+                outcomes[i] = error
+            else:
+                begun[i] = folder
+    except KeyboardInterrupt:
+        for folder in folders.values():
+            folder.ended("interrupted")
+        raise
     if not begun:
         return outcomes
     by_name = {folder.path.name: folder for folder in begun.values()}

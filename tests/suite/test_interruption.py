@@ -17,11 +17,12 @@ from experiments import checkpoint
 from experiments.cells import Planned
 from experiments.checkpoint import Saver, Snapshot
 from experiments.config import ROOT
+from experiments.folder import RunFolder
 from experiments.interruption import Interrupted, Interruption
 from experiments.records import Event, saved_steps
-from experiments.runner import Status, execute, folder_of, resumable_step, status_of
+from experiments.runner import Status, execute, execute_together, folder_of, resumable_step, status_of
 from tests.kill import outcome
-from tests.suite.test_resume import SAVED, ignore
+from tests.suite.test_resume import SAVED, attempts, ignore
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -85,6 +86,47 @@ def test_a_signal_is_heard_at_the_next_evaluation_and_the_state_is_saved(
     execute(planned.config, planned.overrides, ignore)
     execute(undisturbed.config, undisturbed.overrides, ignore)
     assert outcome(planned) == outcome(undisturbed)
+
+
+def test_a_signal_that_is_sent_twice_cuts_no_last_word(
+    short: Callable[..., Planned], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned, noted = short("method=adam"), RunFolder.ended
+
+    def begin(saver: Saver) -> None:
+        # Before the first evaluation, which a signal would wait for: it ends the run at once.
+        signal.raise_signal(signal.SIGTERM)
+
+    def ended(folder: RunFolder, how: str) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        noted(folder, how)
+
+    monkeypatch.setattr(Saver, "begin", begin)
+    monkeypatch.setattr(RunFolder, "ended", ended)
+    with pytest.raises(Interrupted):
+        execute(planned.config, planned.overrides, ignore)
+    assert attempts(planned) == [(1, "started", 0), (1, "interrupted", 0)]
+    assert not (folder_of(planned.config) / "owner.lock").exists()
+
+
+def test_a_signal_while_runs_begin_is_noted_where_they_have(
+    short: Callable[..., Planned], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = [short("method=adam", f"seed={seed}") for seed in range(3)]
+
+    second, third = (folder_of(run.config) / "attempts.jsonl" for run in seeds[1:])
+
+    def look(folder: Path) -> list[int]:
+        # The second tidies up after it has noted its start.
+        if folder == second.parent and second.exists():
+            signal.raise_signal(signal.SIGTERM)
+        return saved_steps(folder)
+
+    monkeypatch.setattr("experiments.folder.saved_steps", look)
+    with pytest.raises(Interrupted):
+        execute_together([(run.config, run.overrides) for run in seeds], lambda *_: None)
+    assert [attempts(run) for run in seeds[:2]] == [[(1, "started", 0), (1, "interrupted", 0)]] * 2
+    assert not third.exists()
 
 
 def test_a_second_ctrl_c_ends_at_once(short: Callable[..., Planned]) -> None:
