@@ -186,6 +186,20 @@ def test_make_refuses_a_variable_that_no_verb_knows() -> None:
     assert "no verb knows PRESTE; make's variables here: PYTHON" in done.stderr
 
 
+@needs_make
+def test_make_sets_up_no_environment_that_a_link_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / ".venv").symlink_to("theirs")
+    (tmp_path / "requirements.lock.txt").touch()
+    command = ["make", "-f", str(ROOT / "Makefile"), "setup", f"PYTHON={sys.executable}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "error: .venv is a link, and set-up would empty the environment that it leads to." in done.stderr
+    assert list((tmp_path / "theirs").iterdir()) == []
+    (tmp_path / ".venv" / ".locked").touch()
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 0
+
+
 def test_ctrl_c_while_tables_are_made_keeps_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
