@@ -128,7 +128,7 @@ $(STAMP) $(TFDS)/.locked:
 	  echo "       Name another one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@[ ! -L $(@D) ] || { \
 	  echo "error: $(@D) is a link, and set-up would empty the environment that it leads to." >&2; \
-	  echo "       Remove the link, or use that environment as it is: touch $@" >&2; exit 1; }
+	  echo "       Remove the link, or use that environment as it is: make -o $@ $(MAKECMDGOALS)" >&2; exit 1; }
 	@echo "setting up $(@D) from $< (once, about a minute)"
 	@set -e; if $(UV) --version >/dev/null 2>&1; then \
 	  $(UV) venv --quiet --clear --python "$$(command -v $(PYTHON))" $(@D); \

@@ -36,6 +36,8 @@ UNSAID = ("paths.", "retry_failed", "memory_gb", "checkpoint_every_s", "jobs", "
 """Arguments that `command.sh` leaves to the machine that repeats the run."""
 WRITTEN = ("FAILED.json", "config.yaml", "environment.json", "command.sh", "events.jsonl", "attempts.jsonl")
 """What an attempt changes in the folder, checkpoints aside; what matters most first."""
+STARTS, ENDS = {"started", "resumed"}, {"finished", "failed", "interrupted", "not written"}
+"""What `attempts.jsonl` says of an attempt."""
 
 
 class RunFailed(Exception):
@@ -60,7 +62,6 @@ class RunFolder:
         # A process that was killed while it wrote leaves half a line.
         self._log = [line for text in self._earlier.get("attempts.jsonl", "").splitlines() if (line := _parsed(text))]
         self._attempt = 1 + max((line["attempt"] for line in self._log), default=0)
-        self._begun = False
 
     def checkpoints(self) -> dict[int, Snapshot]:
         """The run at the evaluations from which it can go on, by step. What is of no use is told, noted and removed.
@@ -98,7 +99,6 @@ class RunFolder:
         write_whole(self.path / "events.jsonl", "".join(lines))
         code = {name: self._environment[name] for name in ("commit", "dirty", "device")}
         jax_version = self._environment["versions"]["jax"]
-        self._begun = True
         self._note_attempt("resumed" if snapshot else "started", self._step, self._started, **code, jax=jax_version)
         # Last, so that a disk that is full leaves the failure as it was.
         with writing(self.path / "FAILED.json"):
@@ -126,6 +126,7 @@ class RunFolder:
 
     def withdraw(self) -> None:
         """Leave no trace, or what earlier attempts left: the run could not begin."""
+        self._log = [line for line in self._log if line["attempt"] < self._attempt]
         for name in WRITTEN:
             if name in self._earlier:
                 write_whole(self.path / name, self._earlier[name])
@@ -168,8 +169,9 @@ class RunFolder:
         return record
 
     def ended(self, how: str) -> None:
-        """Note how the attempt ended, if it can be written. The folder of a lost run is another process's."""
-        if not self._begun:
+        """Note once how the attempt ended, if it began and can be written. A lost run's folder is another process's."""
+        noted = {line["what"] for line in self._log if line["attempt"] == self._attempt}
+        if not noted & STARTS or noted & ENDS:
             return
         with suppress(StorageError, RunBusy):
             self._owner.check()

@@ -74,8 +74,10 @@ def run_side_by_side(runs: Sequence[Planned], jobs: int, progress: RunProgress) 
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     configs = {run_id(run.config): run.config for run in runs}
     cut: Counter[str] = Counter()
-    with interruptible(), _shown(configs, progress) as (news, seen), _launcher(jobs, news) as launch:
+    with interruptible() as interruption, _shown(configs, progress) as (news, seen), _launcher(jobs, news) as launch:
         while left := [run for run in runs if run_id(run.config) not in seen.ended]:
+            # One that was raised where Python drops what is raised.
+            interruption.check()
             batch = [run for run in left if cut[run_id(run.config)] < SHARED_ENDS] or left[:1]
             seen.started.clear()
             broken: BrokenProcessPool | None = None

@@ -112,7 +112,7 @@ def execute_together(
     some are new for example, those that were saved at the same step go on as a program of their own.
     """
     outcomes: dict[int, Record | Exception] = {}
-    # Signals are heard until the locks are free again.
+    # A second signal would end the process before its locks are free, if it were heard no longer.
     with interruptible() as interruption, ExitStack() as stack:
         folders: dict[int, RunFolder] = {}
         from experiments.data import load
@@ -126,11 +126,16 @@ def execute_together(
             else:
                 if folder:
                     folders[i] = folder
-        for program in _programs(folders, outcomes):
-            outcomes |= _train({i: folders[i] for i in program}, program, on_event, interruption)
-            # A signal that came too late for the loop to see.
-            interruption.deferred = False
-            interruption.check()
+        try:
+            for program in _programs(folders, outcomes):
+                outcomes |= _train({i: folders[i] for i in program}, program, on_event, interruption)
+                # A signal that came too late for the loop to see.
+                interruption.deferred = False
+                interruption.check()
+        except KeyboardInterrupt:
+            for folder in folders.values():
+                folder.ended("interrupted")
+            raise
     return [outcomes.get(i) for i in range(len(runs))]
 
 
@@ -172,18 +177,14 @@ def _train(
 
     outcomes: dict[int, Record | Exception] = {}
     begun: dict[int, RunFolder] = {}
-    try:
-        for i, folder in folders.items():
-            try:
-                folder.begin(snapshots[i])
-            except (StorageError, RunBusy) as error:
-                outcomes[i] = error
-            else:
-                begun[i] = folder
-    except KeyboardInterrupt:
-        for folder in folders.values():
-            folder.ended("interrupted")
-        raise
+    for i, folder in folders.items():
+        try:
+            folder.begin(snapshots[i])
+        except (StorageError, RunBusy) as error:
+            folder.ended("not written")
+            outcomes[i] = error
+        else:
+            begun[i] = folder
     if not begun:
         return outcomes
     by_name = {folder.path.name: folder for folder in begun.values()}
@@ -222,10 +223,6 @@ def _train(
         return outcomes | dict.fromkeys(begun, error)
     except Exception as error:
         return outcomes | {i: folder.failed(error) for i, folder in begun.items()}
-    except KeyboardInterrupt:
-        for folder in begun.values():
-            folder.ended("interrupted")
-        raise
     for (i, folder), outcome in zip(begun.items(), trained, strict=True):
         try:
             outcomes[i] = folder.failed(outcome) if isinstance(outcome, Diverged) else folder.finished(outcome)

@@ -33,6 +33,7 @@ class Server(ThreadingHTTPServer):
         operations: names of what was asked, in order; of a broken one what it was asked is `refused`.
         artifacts: the content of their files, by name of the artifact and of the file.
         broken: answer everything with an error.
+        refused: operations that are answered with an error.
         deaf: let runs begin, and never answer what follows.
     """
 
@@ -45,6 +46,7 @@ class Server(ThreadingHTTPServer):
         self.views: list[dict[str, Any]] = []
         self.artifacts: dict[str, dict[str, bytes]] = {}
         self.broken = self.deaf = False
+        self.refused: set[str] = set()
 
     @property
     def url(self) -> str:
@@ -166,7 +168,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.endswith("/graphql"):
             query = json.loads(body)
             found = re.search(r"(?:query|mutation)\s+(\w+)", query["query"])
-            data = self.server.answer(found[1] if found else "", query.get("variables") or {})
+            name = found[1] if found else ""
+            if name in self.server.refused:
+                return self._send(403, {"errors": [{"message": f"no {name} for you"}]})
+            data = self.server.answer(name, query.get("variables") or {})
             return self._send(200, {"data": data})
         if self.server.deaf:
             time.sleep(600)

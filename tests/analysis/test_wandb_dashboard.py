@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
+
+import pytest
 
 from analysis.published import load_published
 from tests.wandb_server import serving
@@ -68,38 +69,51 @@ def test_what_is_sent_is_what_the_dry_run_printed(tmp_path: Path) -> None:
         assert without_ids(json.dumps(ours, sort_keys=True)) == without_ids(json.dumps(theirs, sort_keys=True))
 
 
-def test_a_server_that_refuses_is_an_error_and_wandbs_service_is_not_waited_for(tmp_path: Path) -> None:
-    services: list[int] = []
+def test_what_the_server_refuses_is_an_error(tmp_path: Path) -> None:
+    with serving() as server:
+        dashboard(tmp_path, url=server.url)
+        for name in sorted({*server.operations}):
+            server.refused = {name}
+            done = dashboard(tmp_path, url=server.url)
+            assert done.returncode == 1, name
+            assert "error: W&B did not take the dashboard" in done.stderr
+            assert name == "Viewer" or f"no {name} for you" in done.stderr
+            assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found by Linux's /proc")
+def test_a_server_that_fails_is_an_error_and_wandbs_service_is_not_waited_for(tmp_path: Path) -> None:
+    over = threading.Event()
 
     def stop_service() -> None:
-        while "refused" not in server.operations:
-            time.sleep(0.1)
-        services.extend(_services(tmp_path))
-        for pid in services:
-            # It answers no more, as one that hangs.
-            os.kill(pid, signal.SIGSTOP)
+        while "refused" not in server.operations and not over.wait(0.1):
+            pass
+        # It answers no more, as one that hangs.
+        _signal_services(tmp_path, signal.SIGSTOP)
 
     with serving() as server:
         server.broken = True
-        thread = threading.Thread(target=stop_service, daemon=True)
+        thread = threading.Thread(target=stop_service)
         thread.start()
         try:
             done = dashboard(tmp_path, url=server.url)
         finally:
-            for pid in services:
-                os.kill(pid, signal.SIGKILL)
-    assert services
+            over.set()
+            thread.join()
+            stopped = _signal_services(tmp_path, signal.SIGKILL)
     assert done.returncode == 1
     assert "error: W&B did not take the dashboard" in done.stderr
     assert "Traceback" not in done.stderr
+    assert stopped == 1
 
 
-def _services(home: Path) -> list[int]:
-    """W&B's services that a process with this home has started."""
-    found = []
+def _signal_services(home: Path, signum: int) -> int:
+    """Send a signal to W&B's services that processes with this home have started; returns how many there are."""
+    found = 0
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             ours = f"HOME={home}".encode() in (folder / "environ").read_bytes().split(b"\0")
             if ours and b"wandb-core" in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
+                os.kill(int(folder.name), signum)
+                found += 1
     return found

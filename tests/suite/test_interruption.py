@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import SoftFileLease
 
 from experiments import checkpoint
 from experiments.cells import Planned
 from experiments.checkpoint import Saver, Snapshot
-from experiments.config import ROOT
+from experiments.config import ROOT, UsageError
 from experiments.folder import RunFolder
 from experiments.interruption import Interrupted, Interruption
 from experiments.records import Event, saved_steps
@@ -91,7 +92,8 @@ def test_a_signal_is_heard_at_the_next_evaluation_and_the_state_is_saved(
 def test_a_signal_that_is_sent_twice_cuts_no_last_word(
     short: Callable[..., Planned], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned, noted = short("method=adam"), RunFolder.ended
+    planned, noted, release = short("method=adam"), RunFolder.ended, SoftFileLease.release
+    heard: list[bool] = []
 
     def begin(saver: Saver) -> None:
         # Before the first evaluation, which a signal would wait for: it ends the run at once.
@@ -101,12 +103,40 @@ def test_a_signal_that_is_sent_twice_cuts_no_last_word(
         signal.raise_signal(signal.SIGTERM)
         noted(folder, how)
 
+    def released(lease: SoftFileLease, force: bool = False) -> None:
+        heard.append(signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL)
+        release(lease, force)
+
     monkeypatch.setattr(Saver, "begin", begin)
     monkeypatch.setattr(RunFolder, "ended", ended)
+    monkeypatch.setattr(SoftFileLease, "release", released)
     with pytest.raises(Interrupted):
         execute(planned.config, planned.overrides, ignore)
     assert attempts(planned) == [(1, "started", 0), (1, "interrupted", 0)]
+    assert heard[0]
     assert not (folder_of(planned.config) / "owner.lock").exists()
+
+
+def test_a_signal_while_a_refused_run_is_withdrawn_is_noted(
+    short: Callable[..., Planned], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned, withdraw = short("method=adam"), RunFolder.withdraw
+
+    def refuse(*_: object) -> None:
+        raise UsageError("it does not fit")
+
+    def interrupted(folder: RunFolder) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        withdraw(folder)
+
+    monkeypatch.setattr("experiments.training.train_seeds", refuse)
+    with pytest.raises(UsageError):
+        execute(planned.config, planned.overrides, ignore)
+    assert not (folder_of(planned.config) / "attempts.jsonl").exists()
+    monkeypatch.setattr(RunFolder, "withdraw", interrupted)
+    with pytest.raises(Interrupted):
+        execute(planned.config, planned.overrides, ignore)
+    assert attempts(planned) == [(1, "started", 0), (1, "interrupted", 0)]
 
 
 def test_a_signal_while_runs_begin_is_noted_where_they_have(
