@@ -3,7 +3,8 @@
     python -m benchmarks seeds [--network NAME ...] [--seeds 5] [--batch 256] [--json FILE]
 
 Every run takes 50 steps, all of them from the same parameters on the same batch; a step of the program is a step of
-all. Below 5 it pays to have one program. On a processor the harness takes map for DR and vmap for the rest.
+all. A time alone is that of as many runs in turn as there are seeds, as long as the others. Below that number it
+pays to have one program. On a processor the harness takes map for DR and vmap for the rest.
 """
 
 import argparse
@@ -19,6 +20,8 @@ import pjax
 from benchmarks.measure import environment, measure, write
 from benchmarks.networks import NETWORKS, STEPS, Network, Program
 from pjax import optim
+
+METHODS = "SGD", "AP", "DR"
 
 
 def cases(network: Network) -> dict[str, tuple[Program, int]]:
@@ -54,12 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.network:
         network = NETWORKS[name]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[network.arguments(options.batch)] * options.seeds)
-        measured = measure(cases(network), stacked)
+        measured = measure(cases(network), stacked, rounds=15, calls=dict.fromkeys(METHODS, options.seeds))
         print(f"{name}, batch {options.batch}, {device['device']} ({device['platform']}, {device['cores']} cores)")
         print(
             f"{options.seeds} seeds{'ms/step':>9}{'vmap':>9}{'/ alone':>9}{'map':>9}{'/ alone':>9}{'vmap MB/alone':>15}"
         )
-        for method in ("SGD", "AP", "DR"):
+        for method in METHODS:
             alone, vmap, mapped = (measured[f"{method}{way}"] for way in ("", ", vmap", ", map"))
             times = "".join(f"{m.step_ms:9.3f}{m.step_ms / alone.step_ms:8.2f}x" for m in (vmap, mapped))
             print(f"{method:7}{alone.step_ms:9.3f}{times}{vmap.peak_mb / alone.peak_mb:14.2f}x", flush=True)
