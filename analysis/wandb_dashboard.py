@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from analysis.published import load_published
 from analysis.style import dataset_label, model_label
 from analysis.tables import headline, markdown
 from analysis.terminal import existing_folder
+from analysis.wandb_client import leave
 
 TITLE = "Tables 2-4: training by projections"
 _SERIES = "cell_series"
@@ -151,7 +151,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    status = main()
-    sys.stdout.flush()
-    # W&B's service goes on asking a server that refuses, and leaving as usual would wait for it.
-    os._exit(status)
+    leave(main())

@@ -26,7 +26,7 @@ import pandas as pd
 import yaml
 
 from analysis.load import LoadError, load_events
-from analysis.wandb_client import Client, NotSent
+from analysis.wandb_client import Client, NotSent, leave
 from analysis.wandb_results import send_results
 
 LOOK_SECONDS = 2.0
@@ -315,7 +315,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    status = main()
-    sys.stdout.flush()
-    # W&B's own threads may hang on a server that does not answer.
-    os._exit(status)
+    leave(main())

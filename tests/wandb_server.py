@@ -30,7 +30,7 @@ class Server(ThreadingHTTPServer):
 
     Attributes:
         runs: by id.
-        operations: names of what was asked, in order; of a broken one what it was asked is `refused`.
+        operations: names of what was asked, in order; `broken` for each that a broken one was asked.
         artifacts: the content of their files, by name of the artifact and of the file.
         broken: answer everything with an error.
         refused: operations that are answered with an error.
@@ -163,7 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
         if self.server.broken:
-            self.server.operations.append("refused")
+            self.server.operations.append("broken")
             return self._send(500, {})
         if self.path.endswith("/graphql"):
             query = json.loads(body)

@@ -17,6 +17,7 @@ from pathlib import Path
 from experiments.cells import Planned
 from experiments.cluster.manifest import Manifest, read
 from experiments.config import RunConfig, TrackerConfig, UsageError, WandbConfig
+from experiments.folder import STARTS
 from experiments.interruption import Lost
 from experiments.records import run_id
 from experiments.reproduce import groups, print_errors, run_missing
@@ -74,7 +75,7 @@ def ordered(runs: list[Planned], number: int) -> list[Planned]:
 def _begun(config: RunConfig) -> int:
     path = folder_of(config) / "attempts.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
-    return sum('"what": "started"' in line or '"what": "resumed"' in line for line in lines)
+    return sum(any(f'"what": "{start}"' in line for start in STARTS) for line in lines)
 
 
 def on_node(run: Planned, manifest: Manifest, task: int, number: int) -> Planned:

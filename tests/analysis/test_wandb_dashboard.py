@@ -9,12 +9,12 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from analysis.published import load_published
+from tests.processes import running, send
 from tests.wandb_server import serving
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +72,7 @@ def test_what_is_sent_is_what_the_dry_run_printed(tmp_path: Path) -> None:
 def test_what_the_server_refuses_is_an_error(tmp_path: Path) -> None:
     with serving() as server:
         dashboard(tmp_path, url=server.url)
+        assert len(server.views) == 2
         for name in sorted({*server.operations}):
             server.refused = {name}
             done = dashboard(tmp_path, url=server.url)
@@ -86,10 +87,10 @@ def test_a_server_that_fails_is_an_error_and_wandbs_service_is_not_waited_for(tm
     over = threading.Event()
 
     def stop_service() -> None:
-        while "refused" not in server.operations and not over.wait(0.1):
+        while "broken" not in server.operations and not over.wait(0.1):
             pass
         # It answers no more, as one that hangs.
-        _signal_services(tmp_path, signal.SIGSTOP)
+        send(signal.SIGSTOP, _services(tmp_path))
 
     with serving() as server:
         server.broken = True
@@ -100,20 +101,15 @@ def test_a_server_that_fails_is_an_error_and_wandbs_service_is_not_waited_for(tm
         finally:
             over.set()
             thread.join()
-            stopped = _signal_services(tmp_path, signal.SIGKILL)
+            stopped = _services(tmp_path)
+            send(signal.SIGKILL, stopped)
     assert done.returncode == 1
     assert "error: W&B did not take the dashboard" in done.stderr
     assert "Traceback" not in done.stderr
-    assert stopped == 1
+    assert len(stopped) == 1
 
 
-def _signal_services(home: Path, signum: int) -> int:
-    """Send a signal to W&B's services that processes with this home have started; returns how many there are."""
-    found = 0
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            ours = f"HOME={home}".encode() in (folder / "environ").read_bytes().split(b"\0")
-            if ours and b"wandb-core" in (folder / "cmdline").read_bytes():
-                os.kill(int(folder.name), signum)
-                found += 1
-    return found
+def _services(home: Path) -> list[int]:
+    """W&B's services that processes with this home have started."""
+    ours = f"HOME={home}".encode()
+    return [pid for pid, command, variables in running() if ours in variables and b"wandb-core" in command]

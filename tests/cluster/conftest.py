@@ -21,6 +21,7 @@ from experiments.cluster import manifest, submit
 from experiments.cluster.manifest import Manifest
 from experiments.config import ROOT
 from experiments.runner import folder_of
+from tests.processes import running, send
 
 LOCAL_CLUSTER = ROOT / "slurm" / "local-cluster"
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch")
@@ -166,28 +167,14 @@ def squeue(form: str = "%i %t") -> list[str]:
 def processes_of(job: int, module: str = "", task: int | None = None) -> list[int]:
     """The processes of a job of this cluster, SLURM's own for it included; or only those of a module or a task."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (folder / "cmdline").read_bytes()
-            variables = (folder / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
+    for pid, command, variables in running():
         ours = f"SLURM_CONF={os.environ['SLURM_CONF']}".encode() in variables
         theirs = b"SLURM_ARRAY_JOB_ID=%d" % job in variables or command.startswith(b"slurmstepd: [")
         if task is not None and b"SLURM_ARRAY_TASK_ID=%d" % task not in variables:
             continue
         if ours and theirs and module.encode() in command:
-            found.append(int(folder.name))
+            found.append(pid)
     return found
-
-
-def send(signum: int, pids: list[int]) -> None:
-    """Send a signal to processes that may be gone already."""
-    for pid in pids:
-        try:
-            os.kill(pid, signum)
-        except ProcessLookupError:
-            continue
 
 
 def outcome(run: Planned) -> dict[str, Any]:

@@ -31,10 +31,10 @@ from tests.cluster.conftest import (
     attempts,
     outcome,
     processes_of,
-    send,
     squeue,
     wait,
 )
+from tests.processes import send
 
 pytestmark = pytest.mark.slow
 LONG = ("method=adam", "protocol.patience=100000", "protocol.max_steps=1500", "checkpoint_every_s=0")

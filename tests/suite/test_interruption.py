@@ -143,7 +143,6 @@ def test_a_signal_while_runs_begin_is_noted_where_they_have(
     short: Callable[..., Planned], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds = [short("method=adam", f"seed={seed}") for seed in range(3)]
-
     second, third = (folder_of(run.config) / "attempts.jsonl" for run in seeds[1:])
 
     def look(folder: Path) -> list[int]:
